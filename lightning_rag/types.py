@@ -1,0 +1,122 @@
+"""The records that every part of the project exchanges: fields with shapes, no logic.
+
+Letters of the shapes: B queries, N candidates per query, M passages in the store, K selected,
+S samples, V vectors per text, D dimensions, P soft-prompt vectors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Span:
+    """An entity mention: the characters [start, end) of its sentence."""
+
+    start: int
+    end: int
+    type: str = ""  # entity type as the data set names it, "" where it has none
+
+
+@dataclass(frozen=True)
+class Instance:
+    """One labelled record of a data set: a sentence with two entities, or a question."""
+
+    id: str
+    text: str
+    answers: tuple[str, ...] = ()  # the gold label, or every accepted answer; () when unlabelled
+    head: Span | None = None
+    tail: Span | None = None
+    relevant: tuple[str, ...] = ()  # ids of the passages known to be relevant
+    group: str = ""  # document or article it comes from; a split never cuts through a group
+
+
+@dataclass(frozen=True)
+class Passage:
+    """The unit of retrieval. A demonstration is a passage made of a labelled training instance."""
+
+    id: str
+    text: str
+    title: str = ""
+    instance: Instance | None = None  # set if and only if the passage is a demonstration
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """A text that a model reads, with the character ranges that must survive truncation.
+
+    The names of the ranges are "head", "tail" and "label" in relation extraction.
+    """
+
+    text: str
+    spans: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What a generator is given: the query and the passages chosen for it, best first."""
+
+    query: Rendered
+    passages: tuple[Rendered, ...] = ()
+
+
+@dataclass
+class RagBatch:
+    """B queries with their N candidates: raw records and ids, because the backbones tokenise."""
+
+    rows: Tensor  # (B,) long; row of each query in its split: the bank's key
+    instances: list[Instance]  # B
+    candidate_ids: Tensor  # (B, N) long; rows in the passage store, -1 = padding
+    candidate_scores: Tensor  # (B, N) float; the first-stage retriever's score, -inf = padding
+    relevance: Tensor  # (B, N) float in {0, 1}; for metrics, unless a method says so
+    relevant_count: Tensor  # (B,) long; relevant passages in the whole store
+
+    def to(self, device: object) -> RagBatch:
+        """Return the batch with its tensors on `device`; the records stay as they are."""
+        return RagBatch(
+            rows=self.rows.to(device),  # type: ignore[call-overload]
+            instances=self.instances,
+            candidate_ids=self.candidate_ids.to(device),  # type: ignore[call-overload]
+            candidate_scores=self.candidate_scores.to(device),  # type: ignore[call-overload]
+            relevance=self.relevance.to(device),  # type: ignore[call-overload]
+            relevant_count=self.relevant_count.to(device),  # type: ignore[call-overload]
+        )
+
+
+@dataclass
+class Retrieved:
+    """What a method retrieved for B queries."""
+
+    candidate_ids: Tensor  # (B, N) long; what was ranked, -1 = padding
+    scores: Tensor  # (B, N) larger is better; differentiable where the method needs it
+    positions: Tensor  # (B, K) long; columns of the hard choice, best first, -1 = nothing
+    weights: Tensor | None = None  # (B, K, N); row j is the distribution of the j-th soft neighbour
+
+
+@dataclass
+class PermutationSamples:
+    """S ordered lists of K candidates for each of B queries."""
+
+    positions: Tensor  # (B, S, K) ordered, without replacement
+    log_proposal: Tensor  # (B, S)
+    log_likelihood: Tensor  # (B, S)
+    weights: Tensor  # (B, S) rows sum to 1; no gradient
+
+
+@dataclass
+class LossTerms:
+    """A loss and the parts that it is made of."""
+
+    total: Tensor  # ()
+    terms: dict[str, Tensor] = field(default_factory=dict)  # each (), logged as train/<name>
+
+
+@dataclass
+class Predictions:
+    """All that metrics see of a method's answer to a batch."""
+
+    texts: list[str]  # B; parsed answers: a label of the task, or a short answer
+    ranking: Tensor  # (B, N) rank score of each candidate, in the order of batch.candidate_ids

@@ -1,0 +1,45 @@
+"""Fixtures that many tests share."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+SPECIAL = {"NaN": float("nan"), "Infinity": float("inf"), "-Infinity": float("-inf")}
+
+
+def decode(value: Any) -> Any:
+    """Replace the strings that stand for non-finite numbers in the golden files."""
+    if isinstance(value, list):
+        return [decode(item) for item in value]
+    if isinstance(value, dict):
+        return {key: decode(item) for key, item in value.items()}
+    return SPECIAL.get(value, value) if isinstance(value, str) else value
+
+
+@pytest.fixture(scope="session")
+def data_root() -> Path:
+    """The folder of the real data sets; tests that need it are skipped where it is absent."""
+    root = Path(os.environ.get("LIGHTNING_RAG_DATA", REPOSITORY.parent / "shared" / "data"))
+    if not root.is_dir():
+        pytest.skip(f"no data sets at {root} (set LIGHTNING_RAG_DATA)")
+    return root
+
+
+@pytest.fixture(scope="session")
+def golden() -> Callable[[str], dict[str, Any]]:
+    """Read a golden file by name; tests that need it are skipped where it is absent."""
+
+    def read(name: str) -> dict[str, Any]:
+        path = REPOSITORY.parent / "shared" / "golden" / f"{name}.json"
+        if not path.is_file():
+            pytest.skip(f"no golden values at {path}")
+        return decode(json.loads(path.read_text(encoding="utf-8")))
+
+    return read
