@@ -1,0 +1,1 @@
+"""Data sets, passage store, first-stage candidates and the data module that joins them."""
