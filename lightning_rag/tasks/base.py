@@ -1,0 +1,165 @@
+"""What every task does: text for the models, answers from their output, relevance, metrics."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from torchmetrics import Metric, MetricCollection
+
+from lightning_rag.errors import UserError
+from lightning_rag.metrics.retrieval import NDCG, Recall, ReciprocalRank, Success
+from lightning_rag.types import Instance, Passage, Rendered
+
+
+class Task(ABC):
+    """Renders instances and passages to text, reads outputs, knows what is relevant.
+
+    Attributes:
+        monitor: the metric of `metrics` that model selection maximises.
+    """
+
+    monitor: str = "f1"
+
+    @abstractmethod
+    def prepare(self, labels: Sequence[str], wording: Mapping[str, str] | None = None) -> None:
+        """Take the data set's labels; called once, before anything else.
+
+        Args:
+            labels: all labels in a fixed order, () where answers are free text.
+            wording: label -> text, where the data set brings its own.
+
+        Raises:
+            UserError: labels and the task's arguments do not fit.
+        """
+
+    @abstractmethod
+    def query(self, instance: Instance) -> Rendered:
+        """Return what a retriever reads of a query; the label is never in it."""
+
+    @abstractmethod
+    def key(self, passage: Passage) -> Rendered:
+        """Return what a retriever reads of a passage; the label is never in it."""
+
+    @abstractmethod
+    def source(self, instance: Instance) -> Rendered:
+        """Return what the generator reads of the query itself."""
+
+    @abstractmethod
+    def passage(self, passage: Passage, *, with_label: bool = True) -> Rendered:
+        """Return a passage as it stands in the generator's input.
+
+        Args:
+            passage: the passage.
+            with_label: for a demonstration, end with its verbalised label.
+
+        Raises:
+            ValueError: a label is asked for and the passage has none.
+        """
+
+    @abstractmethod
+    def target(self, instance: Instance) -> str:
+        """Return the text that the generator learns to write.
+
+        Raises:
+            ValueError: the instance has no answer.
+        """
+
+    @abstractmethod
+    def options(self, instance: Instance) -> tuple[str, ...] | None:
+        """Return the allowed answers, or None where the answer is free text."""
+
+    @abstractmethod
+    def option_target(self, instance: Instance, answer: str) -> str:
+        """Return the text that stands for one allowed answer."""
+
+    @abstractmethod
+    def parse(self, output: str, instance: Instance) -> str:
+        """Return the answer that a generated text stands for.
+
+        An output that stands for no allowed answer comes back as it is; metrics count it as wrong.
+        """
+
+    @abstractmethod
+    def matches(self, instance: Instance, passage: Passage) -> bool:
+        """Whether a passage helps with an instance, judged by their contents."""
+
+    @abstractmethod
+    def matching_rows(
+        self, instances: Sequence[Instance], passages: Sequence[Passage]
+    ) -> list[NDArray[np.int64]]:
+        """Return, for each instance, the ascending rows of the passages that `matches` accepts."""
+
+    @abstractmethod
+    def metrics(self, ks: Sequence[int]) -> MetricCollection:
+        """Return fresh metrics; every one has `update(predictions, batch)`.
+
+        Args:
+            ks: the cut-offs of the retrieval metrics, each 1 or more.
+        """
+
+    def relevant(self, instance: Instance, passage: Passage) -> bool:
+        """Whether a passage is relevant: by the instance's ids where it has some, else `matches`."""
+        if instance.relevant:
+            return passage.id in instance.relevant
+        return self.matches(instance, passage)
+
+    def relevant_rows(
+        self, instances: Sequence[Instance], passages: Sequence[Passage]
+    ) -> list[NDArray[np.int64]]:
+        """Return, for each instance, the ascending rows of its relevant passages.
+
+        Equal to asking `relevant` for every pair, in time that grows with the sum of the sizes and
+        not with their product. Instances may share one array, so the arrays are read-only.
+        """
+        by_id: dict[str, list[int]] = {}
+        if any(instance.relevant for instance in instances):
+            for row, passage in enumerate(passages):
+                by_id.setdefault(passage.id, []).append(row)
+        judged = [instance for instance in instances if not instance.relevant]
+        by_contents = iter(self.matching_rows(judged, passages) if judged else ())
+        return [
+            as_rows(row for name in set(instance.relevant) for row in by_id.get(name, ()))
+            if instance.relevant
+            else next(by_contents)
+            for instance in instances
+        ]
+
+
+def as_rows(rows: Iterable[int]) -> NDArray[np.int64]:
+    """Return `rows` in ascending order as a read-only array, (R,)."""
+    array = np.array(sorted(rows), dtype=np.int64)
+    array.flags.writeable = False
+    return array
+
+
+def retrieval_metrics(ks: Sequence[int]) -> dict[str, Metric]:
+    """Return the retrieval metrics that all tasks share.
+
+    Args:
+        ks: cut-offs. Recall and success at each, nDCG at the largest; () leaves MRR alone.
+
+    Raises:
+        UserError: a cut-off below 1.
+    """
+    if any(k < 1 for k in ks):
+        raise UserError(f"cut-offs of the retrieval metrics are {list(ks)}; legal: 1 or more")
+    found: dict[str, Metric] = {}
+    for k in ks:
+        found[f"recall@{k}"] = Recall(k)
+        found[f"success@{k}"] = Success(k)
+    found["mrr"] = ReciprocalRank()
+    if ks:
+        found[f"ndcg@{max(ks)}"] = NDCG(max(ks))
+    return found
+
+
+def collect(metrics: dict[str, Metric]) -> MetricCollection:
+    """Return the metrics as one collection.
+
+    Without compute groups: torchmetrics merges metrics whose states happen to be equal after the
+    first update (recall@1 and success@1, for instance), and keeps only one of them up to date.
+    """
+    return MetricCollection(dict(metrics), compute_groups=False)
