@@ -1,7 +1,7 @@
 """The splits of a data set, and the pure functions that cut them by seed.
 
-Who goes where is decided by the SHA-256 of (purpose, seed, id) and not by a random generator, so that
-it depends on no library version and not on the order of the records in the file.
+Who goes where is decided by the SHA-256 of (purpose, seed, id) and not by a random generator, so
+that it depends on no library version and not on the order of the records in the file.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def hold_out(
     if len(groups) < 2:
         raise DataError(
             f"cannot hold out a part of {len(instances)} instances in {len(groups)} group(s); "
-            "legal: at least 2 groups (repeated sentences, or records of one document, stay together)"
+            "legal: at least 2 (repeated sentences, or records of one document, stay together)"
         )
     strata = [_stratum(instance) for instance in instances]
     missing = _quotas(Counter(strata), fraction)

@@ -36,8 +36,8 @@ def text_lines(path: Path) -> Iterator[tuple[int, str]]:
                     raise DataError.at(
                         path,
                         number,
-                        f"byte {offset + error.start} of the file (0x{raw[error.start]:02x}) is not "
-                        "UTF-8; legal: UTF-8 text",
+                        f"byte {offset + error.start} of the file (0x{raw[error.start]:02x}) is "
+                        "not UTF-8; legal: UTF-8 text",
                     ) from error
                 offset += len(raw)
                 yield number, (line.removeprefix("\ufeff") if number == 1 else line).rstrip("\r\n")
@@ -112,6 +112,13 @@ class Record:
                 raise self.mismatch(key, value, legal)
             self._encodable(key, item)
         return tuple(value)
+
+    def identities(self, key: str) -> tuple[str, ...]:
+        """Return a list of ids that may be missing or empty; integers become strings."""
+        value = self.fields.get(key, [])
+        if not isinstance(value, list):
+            raise self.mismatch(key, value, "a list of ids")
+        return tuple(Record(f"{self.where}: in {key!r}", {"id": item}).identity() for item in value)
 
     def nested(self, key: str) -> Record:
         """Return a field that holds an object, as a record of its own."""

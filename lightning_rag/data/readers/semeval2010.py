@@ -38,9 +38,9 @@ class SemEval2010Task8(Reader):
     """The official text files: 8,000 training and 2,717 test sentences with one of 19 labels.
 
     The head is e1 and the tail e2; e1 always comes first, so the direction lies in the label alone.
-    Annotators' comments can give the answer away and are never read. There is no official validation
-    split: it is cut from the training file by plain sentence, because sentences are repeated with
-    other entity pairs. (16 sentences are in both official files; the official split is kept.)
+    Annotators' comments can give the answer away and are never read. There is no official split for
+    validation: it is cut from the training file by plain sentence, because sentences are repeated
+    with other entity pairs. (16 sentences are in both official files; the official split is kept.)
 
     Args:
         folder: the unpacked release, absolute or relative to the data root.
@@ -67,7 +67,7 @@ def _instances(path: Path, ids: UniqueIds) -> Iterator[Instance]:
     """Yield the records: a sentence, a label and a comment, a line each, and a blank line."""
     legal = "legal: a sentence, a label, a line that begins with 'Comment', a blank line"
     record: list[str] = []
-    last = 0
+    last = found = 0
     for last, line in text_lines(path):
         if line.strip():
             record.append(line)
@@ -77,10 +77,11 @@ def _instances(path: Path, ids: UniqueIds) -> Iterator[Instance]:
             if not record[2].startswith("Comment"):
                 raise DataError.at(path, last, f"{record[2]!r} is no comment; {legal}")
             yield _instance(path, last - 2, record[0], record[1].strip(), ids)
+            found += 1
             record = []
     if record:
         raise DataError.at(path, last, f"the file ends after {len(record)} line(s); {legal}")
-    if last == 0:
+    if not found:
         raise DataError(f"{path}: no records; {legal}")
 
 
