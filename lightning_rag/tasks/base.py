@@ -101,7 +101,7 @@ class Task(ABC):
         """
 
     def relevant(self, instance: Instance, passage: Passage) -> bool:
-        """Whether a passage is relevant: by the instance's ids where it has some, else `matches`."""
+        """Whether a passage is relevant: by the instance's ids if it has some, else `matches`."""
         if instance.relevant:
             return passage.id in instance.relevant
         return self.matches(instance, passage)

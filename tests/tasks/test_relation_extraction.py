@@ -1,0 +1,310 @@
+import random
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from lightning_rag.errors import UserError
+from lightning_rag.tasks.labels import RETACRED, SEMEVAL2010, TABLES, TACRED
+from lightning_rag.tasks.relation_extraction import RelationExtraction
+from lightning_rag.types import Instance, Passage, Predictions, RagBatch, Span
+
+NEGATIVE = {"semeval2010": "Other", "tacred": "no_relation", "retacred": "no_relation"}
+
+
+def make(text="Bill lives in Hawaii.", label="per:cities_of_residence", types=("PERSON", "CITY")):
+    head, tail = text.index("Bill"), text.index("Hawaii")
+    answers = () if label is None else (label,)
+    return Instance(
+        "i1",
+        text,
+        answers,
+        Span(head, head + 4, types[0]),
+        Span(tail, tail + 6, types[1]),
+    )
+
+
+def prepared(name="tacred", **arguments):
+    scorer = "semeval2010" if name == "semeval2010" else "tacred"
+    given = {"wording": name, "scorer": scorer, "negative_label": NEGATIVE[name], **arguments}
+    task = RelationExtraction(**given)
+    task.prepare(tuple(TABLES[name]))
+    return task
+
+
+@pytest.mark.parametrize("target", ["label", "clause"])
+@pytest.mark.parametrize("name", TABLES)
+def test_every_label_is_read_back(name, target):
+    task = prepared(name, target=target)
+    instance = make(text="Bill (Zoë's {tail}) lives in Hawaii.")
+    texts = [task.option_target(instance, label) for label in task.labels]
+    assert len(set(texts)) == len(texts)
+    for label, text in zip(task.options(instance), texts, strict=True):
+        assert task.target(replace(instance, answers=(label,))) == text
+        uncased = text.lower().replace("'", " ' ")
+        for output in (text, f"  {text} ", text.upper(), uncased, label):
+            assert task.parse(output, instance) == label
+
+
+def test_both_forms_are_read_whatever_the_target():
+    task = prepared(target="label")
+    assert task.parse("Bill resides in the city Hawaii", make()) == "per:cities_of_residence"
+    assert prepared(target="clause").parse("residence in city", make()) == "per:cities_of_residence"
+
+
+@pytest.mark.parametrize("output", ["", "lives there", "Bill", "Ann resides in the city Hawaii"])
+def test_other_outputs_stay_as_they_are(output):
+    task = prepared()
+    assert task.parse(output, make()) == output
+    assert output not in task.labels
+
+
+def test_words_of_one_label_that_name_another():
+    task = RelationExtraction(scorer="accuracy", negative_label=None)
+    task.prepare(("a", "b"), {"a": "b", "b": "a"})
+    assert [task.parse(text, make()) for text in ("a", "b")] == ["b", "a"]
+
+
+def test_a_mention_with_the_words_of_a_place_is_no_template():
+    instance = Instance("i", "{tail} met Ann", ("per:spouse",), Span(0, 6), Span(11, 14))
+    task = prepared(target="clause")
+    assert task.target(instance) == "{tail} married Ann"
+    assert task.parse("{tail} married Ann", instance) == "per:spouse"
+
+
+def test_renderings():
+    task = prepared(retrieval_text="sentence")
+    instance = make()
+    demonstration = Passage("p1", instance.text, instance=instance)
+    assert task.query(instance).text == task.key(demonstration).text == "Bill lives in Hawaii."
+    marked = "@ * person * Bill @ lives in # ^ city ^ Hawaii #."
+    assert task.source(instance).text == marked
+    assert task.passage(demonstration, with_label=False) == task.source(instance)
+    shown = task.passage(demonstration)
+    assert shown.text == f"{marked} Relation: residence in city"
+    assert {name: shown.text[slice(*span)] for name, span in shown.spans.items()} == {
+        "head": "Bill",
+        "tail": "Hawaii",
+        "label": "residence in city",
+    }
+    clause = prepared(target="clause").passage(demonstration)
+    assert clause.text[slice(*clause.spans["label"])] == "Bill resides in the city Hawaii"
+    both = prepared(retrieval_text="marked")
+    assert both.query(instance).text == both.key(demonstration).text == marked
+
+
+@pytest.mark.parametrize("markers", ["punctuation", "tags", "none"])
+@pytest.mark.parametrize("retrieval_text", ["sentence", "marked"])
+def test_nothing_a_retriever_or_a_query_reads_depends_on_the_label(markers, retrieval_text):
+    task = prepared(markers=markers, retrieval_text=retrieval_text)
+    one, other = make(), make(label="per:city_of_death")
+    unlabelled = make(label=None)
+    for render in (task.query, task.source):
+        assert render(one) == render(other) == render(unlabelled)
+    keys = [task.key(Passage("p", i.text, instance=i)) for i in (one, other, unlabelled)]
+    assert keys[0] == keys[1] == keys[2]
+
+
+def test_a_passage_without_label():
+    task = prepared()
+    unlabelled = make(label=None)
+    with pytest.raises(ValueError, match="'i1' has no label"):
+        task.passage(Passage("p", unlabelled.text, instance=unlabelled))
+    with pytest.raises(ValueError, match="'p' is no demonstration"):
+        task.passage(Passage("p", "text"))
+    assert task.passage(Passage("p", "text"), with_label=False).text == "text"
+    assert task.key(Passage("p", "text")).text == "text"
+    with pytest.raises(ValueError, match="no label"):
+        task.target(unlabelled)
+
+
+def test_unknown_label():
+    with pytest.raises(UserError, match="'i1': label 'per:x' is unknown; legal: no_relation"):
+        prepared().target(make(label="per:x"))
+
+
+@pytest.mark.parametrize(
+    ("types", "expected"),
+    [
+        (("PERSON", "TITLE"), {"per:title"}),
+        (("person", "state or province"), 3),
+        (("PERSON", "LOCATION"), 10),
+        (("ORGANIZATION", "DATE"), {"org:founded", "org:dissolved"}),
+        (("ORGANIZATION", "TITLE"), 41),
+        (("", ""), 41),
+    ],
+)
+def test_type_constraints(types, expected):
+    task = prepared(type_constraints=True)
+    options = task.options(make(types=types))
+    assert options[0] == "no_relation"
+    assert list(options) == [label for label in task.labels if label in options]
+    if isinstance(expected, int):
+        assert len(options) == expected + 1
+    else:
+        assert set(options) == expected | {"no_relation"}
+    assert prepared().options(make(types=types)) == tuple(TACRED)
+
+
+def test_type_constraints_of_a_part_of_the_labels():
+    task = RelationExtraction(type_constraints=True)
+    task.prepare(("no_relation", "per:identity", "per:title"))
+    assert task.options(make(types=("PERSON", "PERSON"))) == ("no_relation", "per:identity")
+    assert task.options(make(types=("PERSON", "DATE"))) == ("no_relation",)
+    without = RelationExtraction(type_constraints=True, scorer="accuracy", negative_label=None)
+    without.prepare(("per:title", "per:age"))
+    assert without.options(make(types=("PERSON", "TITLE"))) == ("per:title",)
+    assert without.options(make(types=("PERSON", "DATE"))) == ("per:title", "per:age")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "labels", "message"),
+    [
+        ({}, (), "without labels"),
+        ({}, ("no_relation", "a", "a"), r"\['a'\] occur twice"),
+        ({}, ("a", "b"), "negative_label is 'no_relation'.*legal: a, b"),
+        ({"scorer": "semeval2010"}, ("Other", "a"), "a label is 'a'; legal: Other, Cause-Effect"),
+        ({"wording": "tacred"}, ("no_relation", "a"), "label 'a' is not in the wording 'tacred'"),
+        ({"type_constraints": True}, ("no_relation", "a"), "TACRED or of Re-TACRED; came 'a'"),
+        (
+            {"type_constraints": True},
+            ("no_relation", "per:identity", "per:alternate_names"),
+            "mix",
+        ),
+    ],
+)
+def test_labels_that_do_not_fit(arguments, labels, message):
+    with pytest.raises(UserError, match=message):
+        RelationExtraction(**arguments).prepare(labels)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"target": "x"},
+        {"markers": "x"},
+        {"scorer": "x"},
+        {"retrieval_text": "x"},
+        {"negative_label": None},
+    ],
+)
+def test_arguments_that_do_not_fit(arguments):
+    with pytest.raises(UserError, match=f"{next(iter(arguments))}.*legal"):
+        RelationExtraction(**arguments)
+
+
+def test_prepare_comes_first():
+    task = RelationExtraction()
+    for call in (
+        lambda: task.options(make()),
+        lambda: task.target(make()),
+        lambda: task.parse("x", make()),
+        lambda: task.metrics((1,)),
+    ):
+        with pytest.raises(RuntimeError, match="prepare"):
+            call()
+
+
+def test_relevant_rows_equal_the_double_loop():
+    rng = random.Random(1)
+    names = ["a", "b", "c", None]
+    made = [replace(make(label=rng.choice(names)), id=f"i{i}") for i in range(60)]
+    passages = [Passage(i.id, i.text, instance=i) for i in made[:40]] + [Passage("plain", "text")]
+    queries = [
+        replace(i, relevant=rng.choice([(), ("i3", "i1", "i3"), ("plain",), ("gone",)]))
+        for i in made
+    ]
+    task = RelationExtraction(scorer="accuracy", negative_label=None)
+    task.prepare(("a", "b", "c", "d"))
+    rows = task.relevant_rows(queries, passages)
+    for query, found in zip(queries, rows, strict=True):
+        expected = [r for r, passage in enumerate(passages) if task.relevant(query, passage)]
+        assert found.dtype == np.int64
+        assert found.tolist() == expected
+        assert not found.flags.writeable
+    assert task.relevant_rows(queries, []) != []
+    assert task.relevant_rows([], passages) == []
+
+
+def batch_of(labels):
+    size = len(labels)
+    relevance = torch.zeros(size, 6)
+    relevance[:, 0] = relevance[0, 1] = relevance[0, 2] = 1
+    return RagBatch(
+        rows=torch.arange(size),
+        instances=[make(label=label) for label in labels],
+        candidate_ids=torch.arange(6).repeat(size, 1),
+        candidate_scores=torch.zeros(size, 6),
+        relevance=relevance,
+        relevant_count=relevance.sum(1).long(),
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "scorer", "extra"),
+    [
+        ("tacred", "tacred", {"f1", "precision", "recall"}),
+        ("retacred", "tacred", {"f1", "precision", "recall"}),
+        ("semeval2010", "semeval2010", {"f1"}),
+        ("semeval2010", "accuracy", set()),
+    ],
+)
+def test_metric_names(name, scorer, extra):
+    task = prepared(name, scorer=scorer)
+    labels = [label for label in TABLES[name] if label != NEGATIVE[name]][:4]
+    metrics = task.metrics((1, 5))
+    ranking = torch.arange(6).flip(0).float().repeat(4, 1)
+    metrics.update(Predictions([*labels[:3], "nonsense"], ranking), batch_of(labels))
+    values = metrics.compute()
+    shared = {"accuracy", "invalid_rate", "recall@1", "recall@5", "success@1", "success@5"}
+    assert set(values) == shared | {"mrr", "ndcg@5"} | extra
+    assert task.monitor in values
+    assert task.monitor == ("accuracy" if scorer == "accuracy" else "f1")
+    assert values["accuracy"].item() == pytest.approx(3 / 4)
+    assert values["invalid_rate"].item() == pytest.approx(1 / 4)
+    assert values["success@1"].item() == 1.0
+    assert values["recall@1"].item() == pytest.approx((1 / 3 + 1 + 1 + 1) / 4)
+    assert values["recall@5"].item() == values["mrr"].item() == 1.0
+    if scorer == "tacred":
+        assert values["recall"].item() == pytest.approx(3 / 4)
+
+
+def test_metrics_with_equal_states_stay_apart():
+    """torchmetrics would merge recall@1 and success@1, equal after the first batch."""
+    metrics = prepared().metrics((1,))
+    ranking = torch.arange(6).flip(0).float()
+    first, second = batch_of(["per:age"] * 2), batch_of(["per:age"])
+    first.relevance[0, 1:] = 0
+    first.relevant_count[:] = 1
+    metrics.update(Predictions(["per:age"] * 2, ranking.repeat(2, 1)), first)
+    metrics.update(Predictions(["per:age"], ranking.repeat(1, 1)), second)
+    values = metrics.compute()
+    assert values["success@1"].item() == 1.0
+    assert values["recall@1"].item() == pytest.approx((1 + 1 + 1 / 3) / 3)
+
+
+def test_fresh_metrics_without_cut_offs():
+    assert set(prepared().metrics(())) == {"accuracy", "f1", "mrr"}
+    with pytest.raises(UserError, match=r"\[0, 2\]; legal: 1 or more"):
+        prepared().metrics((0, 2))
+
+
+def test_tables_name_the_official_labels():
+    assert {label.split("(")[0] for label in SEMEVAL2010} - {"Other"} == {
+        "Cause-Effect",
+        "Component-Whole",
+        "Content-Container",
+        "Entity-Destination",
+        "Entity-Origin",
+        "Instrument-Agency",
+        "Member-Collection",
+        "Message-Topic",
+        "Product-Producer",
+    }
+    assert set(RETACRED) - set(TACRED) == {
+        "per:identity",
+        "org:city_of_branch",
+        "org:stateorprovince_of_branch",
+        "org:country_of_branch",
+    }
