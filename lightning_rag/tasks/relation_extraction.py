@@ -33,7 +33,8 @@ class RelationExtraction(Task):
         markers: how the mentions are marked for the generator (`marking.marked`).
         scorer: the figure called f1: "tacred", micro-F1 without the negative label; "semeval2010",
             the official macro-F1 with direction; "accuracy", none, and accuracy selects models.
-        negative_label: the label that says that no relation holds, None where there is none.
+        negative_label: the label that says that no relation holds, None where there is none; the
+            scorer "tacred" leaves it out, the type constraints always allow it.
         type_constraints: offer only the labels that the two entity types allow (TACRED, TACREV,
             Re-TACRED); a pair of types that the table lacks allows all.
         retrieval_text: what retrievers read: the bare "sentence", as RAG4RE does (arXiv 2404.13397:
@@ -59,11 +60,6 @@ class RelationExtraction(Task):
         ):
             if value not in legal:
                 raise UserError(f"task.{name} is {value!r}; legal: {', '.join(legal)}")
-        if scorer == "tacred" and negative_label is None:
-            raise UserError(
-                "task.scorer is 'tacred' without a negative_label, which that score leaves out; "
-                "legal: name it, or scorer 'accuracy' or 'semeval2010'"
-            )
         self.wording = wording
         self.target_form = target
         self.markers: Markers = markers
@@ -101,10 +97,11 @@ class RelationExtraction(Task):
         twice = sorted({label for label in labels if list(labels).count(label) > 1})
         if twice:
             raise UserError(f"labels {twice} occur twice; legal: each label once")
-        if self.scorer == "tacred" and self.negative_label not in labels:
+        negative = self.negative_label
+        if self.scorer == "tacred" and negative is not None and negative not in labels:
             raise UserError(
-                f"task.negative_label is {self.negative_label!r}, which the data set lacks; legal: "
-                f"{', '.join(labels)}, or scorer 'accuracy'"
+                f"task.negative_label is {negative!r}, which the data set lacks; legal: "
+                f"{', '.join(labels)}, or null where no label says that there is no relation"
             )
         foreign = [label for label in labels if label not in SEMEVAL2010]
         if self.scorer == "semeval2010" and foreign:
@@ -231,7 +228,7 @@ class RelationExtraction(Task):
         found: dict[str, Metric] = {"accuracy": RelationAccuracy(self.labels)}
         if self.scorer == "semeval2010":
             found["f1"] = SemEval2010F1()
-        elif self.scorer == "tacred" and self.negative_label is not None:
+        elif self.scorer == "tacred":
             found["f1"] = TacredF1(self.negative_label, self.labels)
         return collect({**found, **retrieval_metrics(ks)})
 

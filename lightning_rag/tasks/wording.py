@@ -170,13 +170,15 @@ class LabelFinder:
     """
 
     def __init__(self, pairs: Iterable[tuple[str, str]]) -> None:
-        known = list(pairs)
-        self._forms = [(form, _unambiguous(known, form)) for form in (_spaced, _folded, _loose)]
+        self._pairs = list(pairs)
+        self._indices: list[dict[str, str | None]] = []  # one for each form that was needed so far
 
     def find(self, text: str) -> str | None:
         """Return the label of `text`, or None."""
-        for form, labels in self._forms:
-            label = labels.get(form(text))
+        for depth, form in enumerate((_spaced, _folded, _loose)):
+            if depth == len(self._indices):
+                self._indices.append(_unambiguous(self._pairs, form))
+            label = self._indices[depth].get(form(text))
             if label is not None:
                 return label
         return None

@@ -186,7 +186,6 @@ def test_labels_that_do_not_fit(arguments, labels, message):
         {"markers": "x"},
         {"scorer": "x"},
         {"retrieval_text": "x"},
-        {"negative_label": None},
     ],
 )
 def test_arguments_that_do_not_fit(arguments):
@@ -282,6 +281,15 @@ def test_metrics_with_equal_states_stay_apart():
     values = metrics.compute()
     assert values["success@1"].item() == 1.0
     assert values["recall@1"].item() == pytest.approx((1 + 1 + 1 / 3) / 3)
+
+
+def test_without_a_negative_label_all_labels_count():
+    task = RelationExtraction(negative_label=None)
+    task.prepare(("a", "b"))
+    metrics = task.metrics(())
+    batch = batch_of(["a", "b"])
+    metrics.update(Predictions(["a", "a"], torch.zeros(2, 6)), batch)
+    assert metrics.compute()["f1"].item() == pytest.approx(0.5)
 
 
 def test_fresh_metrics_without_cut_offs():
