@@ -20,11 +20,12 @@ class UniqueIds:
         Raises:
             DataError: if the id was taken before; both places are named.
         """
-        first = self._seen.setdefault(identity, where)
-        if first is not where:
+        if identity in self._seen:
             raise DataError(
-                f"{where}: id {identity!r} is already taken at {first}; legal: every id once"
+                f"{where}: id {identity!r} is already taken at {self._seen[identity]}; "
+                "legal: every id once"
             )
+        self._seen[identity] = where
 
 
 def check_label(where: str, label: str, labels: Collection[str]) -> str:
