@@ -186,12 +186,14 @@ def ndcg_at_k(
     Raises:
         ValueError: as `recall_at_k`.
     """
-    hits = ranked_hits(ranking, relevance, candidate_ids)[:, : _check_depth(k)]  # (B, min(k, N))
+    hits = ranked_hits(ranking, relevance, candidate_ids)  # (B, N)
     _check(hits, relevant_count)
-    discount = torch.arange(2, k + 2, device=hits.device).float().log2().reciprocal()  # (k,)
-    gain = (hits * discount[: hits.shape[1]]).sum(dim=1)  # (B,)
-    ideal = discount.cumsum(dim=0)[relevant_count.clamp(min=1, max=k) - 1]  # (B,)
-    return gain / ideal
+    hits = hits[:, : _check_depth(k)]  # (B, min(k, N))
+    # on the CPU, because CUDA's cumsum of floats is refused under deterministic algorithms
+    discount = torch.arange(2, k + 2).float().log2().reciprocal()  # (k,)
+    ideal = discount.cumsum(dim=0).to(hits.device)  # (k,) by number of relevant passages, from 1
+    gain = (hits * discount[: hits.shape[1]].to(hits.device)).sum(dim=1)  # (B,)
+    return gain / ideal[relevant_count.clamp(min=1, max=k) - 1]
 
 
 def _of(predictions: Predictions, batch: RagBatch) -> Tensor:

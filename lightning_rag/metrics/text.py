@@ -34,7 +34,7 @@ DELETE_PUNCTUATION = str.maketrans("", "", string.punctuation)
 PUNCTUATION_TO_SPACE = str.maketrans(dict.fromkeys(string.punctuation, " "))
 
 
-def normalize(text: str) -> str:
+def normalise(text: str) -> str:
     """Return `text` in lower case without ASCII punctuation, articles and superfluous white space.
 
     Source: `normalize_answer` of SQuAD's evaluate-v1.1.py (the same in v2.0 and in KILT).
@@ -42,8 +42,8 @@ def normalize(text: str) -> str:
     return " ".join(ARTICLES.sub(" ", text.lower().translate(DELETE_PUNCTUATION)).split())
 
 
-def normalize_dro(text: str) -> str:
-    """Return `text` as `normalize` does, but with a space in the place of each punctuation mark.
+def normalise_dro(text: str) -> str:
+    """Return `text` as `normalise` does, but with a space in the place of each punctuation mark.
 
     Source: `normalize_answer` of mangopy/direct-rag-learning, src/utilize/metrics.py.
     """
@@ -76,7 +76,7 @@ def exact_match(prediction: str, answers: Sequence[str]) -> float:
     Raises:
         ValueError: there is no answer.
     """
-    return float(normalize(prediction) in [normalize(answer) for answer in _require(answers)])
+    return float(normalise(prediction) in [normalise(answer) for answer in _require(answers)])
 
 
 def token_f1(prediction: str, answers: Sequence[str]) -> float:
@@ -92,13 +92,13 @@ def token_f1(prediction: str, answers: Sequence[str]) -> float:
     Raises:
         ValueError: there is no answer.
     """
-    predicted = normalize(prediction)
-    return max(_overlap_f1(predicted, normalize(answer)) for answer in _require(answers))
+    predicted = normalise(prediction)
+    return max(_overlap_f1(predicted, normalise(answer)) for answer in _require(answers))
 
 
 def _squad2_answers(answers: Sequence[str]) -> Sequence[str]:
     """Drop the answers that normalise to nothing; if none is left, the question is unanswerable."""
-    return [answer for answer in _require(answers) if normalize(answer)] or [""]
+    return [answer for answer in _require(answers) if normalise(answer)] or [""]
 
 
 def squad2_exact_match(prediction: str, answers: Sequence[str]) -> float:
@@ -117,7 +117,7 @@ def squad2_token_f1(prediction: str, answers: Sequence[str]) -> float:
         ValueError: there is no answer; an unanswerable question has the answer "".
     """
     answers = _squad2_answers(answers)
-    return token_f1(prediction, answers) if normalize(prediction) else exact_match("", answers)
+    return token_f1(prediction, answers) if normalise(prediction) else exact_match("", answers)
 
 
 def _kilt_answers(answers: Sequence[str]) -> Sequence[str]:
@@ -165,8 +165,8 @@ def dro_accuracy(prediction: str, answers: Sequence[str]) -> float:
     Raises:
         ValueError: there is no answer.
     """
-    predicted = normalize_dro(prediction)
-    return float(any(normalize_dro(answer) in predicted for answer in _require(answers)))
+    predicted = normalise_dro(prediction)
+    return float(any(normalise_dro(answer) in predicted for answer in _require(answers)))
 
 
 def dro_exact_match(prediction: str, answers: Sequence[str]) -> float:
@@ -175,8 +175,8 @@ def dro_exact_match(prediction: str, answers: Sequence[str]) -> float:
     Raises:
         ValueError: there is no answer.
     """
-    predicted = normalize_dro(prediction)
-    return float(predicted in [normalize_dro(answer) for answer in _require(answers)])
+    predicted = normalise_dro(prediction)
+    return float(predicted in [normalise_dro(answer) for answer in _require(answers)])
 
 
 def dro_token_f1(prediction: str, answers: Sequence[str]) -> float:
@@ -185,8 +185,8 @@ def dro_token_f1(prediction: str, answers: Sequence[str]) -> float:
     Raises:
         ValueError: there is no answer.
     """
-    predicted = normalize_dro(prediction)
-    return max(_overlap_f1(predicted, normalize_dro(answer)) for answer in _require(answers))
+    predicted = normalise_dro(prediction)
+    return max(_overlap_f1(predicted, normalise_dro(answer)) for answer in _require(answers))
 
 
 class ExactMatch(QueryMean):

@@ -1,0 +1,211 @@
+"""The relation scorers against the official programs' results."""
+
+from __future__ import annotations
+
+import random
+import re
+
+import pytest
+import torch
+from torchmetrics import MetricCollection
+
+from lightning_rag.metrics.relation import (
+    SEMEVAL2010_LABELS,
+    SEMEVAL2010_RELATIONS,
+    RelationAccuracy,
+    SemEval2010F1,
+    TacredF1,
+    accuracy,
+    semeval2010_f1,
+    tacred_f1,
+)
+from lightning_rag.types import Instance, Predictions, RagBatch
+
+SCORER = "semeval2010_task8/SemEval2010_task8_scorer-v1.2"
+OFFICIAL = re.compile(r"official score is .* macro-averaged F1 = +([\d.]+)%")
+
+
+def batches(predictions, targets, size=7):
+    """Cut two lists of labels into what a metric's update receives."""
+    for start in range(0, len(targets), size):
+        gold = targets[start : start + size]
+        empty = torch.zeros(len(gold), 0)
+        batch = RagBatch(
+            rows=torch.arange(start, start + len(gold)),
+            instances=[Instance(id=label, text="", answers=(label,)) for label in gold],
+            candidate_ids=empty.long(),
+            candidate_scores=empty,
+            relevance=empty,
+            relevant_count=torch.zeros(len(gold), dtype=torch.long),
+        )
+        yield Predictions(texts=list(predictions[start : start + size]), ranking=empty), batch
+
+
+def computed(metric, predictions, targets):
+    for update in batches(predictions, targets):
+        metric.update(*update)
+    return {name: float(value) for name, value in metric.compute().items()}
+
+
+def golden_cases(golden, kind):
+    cases = [case for case in golden("relation_scorers")["cases"] if case["kind"] == kind]
+    assert cases
+    return cases
+
+
+def test_tacred_equals_official(golden):
+    for case in golden_cases(golden, "tacred"):
+        ours = tacred_f1(case["inputs"]["pred"], case["inputs"]["gold"])
+        for name in ("precision", "recall", "f1"):
+            assert ours[name] == pytest.approx(case["outputs"][name], abs=1e-12), case["id"]
+
+
+def test_tacred_class_equals_function(golden):
+    for case in golden_cases(golden, "tacred"):
+        gold, predicted = case["inputs"]["gold"], case["inputs"]["pred"]
+        if not gold:
+            continue
+        labels = sorted({"no_relation", *gold, *(p for p in predicted if ":" in p and p.islower())})
+        # the class takes an answer outside the label set for no answer
+        kept = [p if p in labels else "no_relation" for p in predicted]
+        ours = computed(TacredF1("no_relation", labels), predicted, gold)
+        assert ours == pytest.approx(tacred_f1(kept, gold), abs=1e-6), case["id"]
+
+
+def test_tacred_class_other_negative_label_and_none():
+    gold = ["a", "b", "Other", "a", "b"]
+    predicted = ["a", "a", "Other", "Other", "nonsense"]
+    other = computed(TacredF1("Other", ["a", "b", "Other"]), predicted, gold)
+    assert other == pytest.approx({"precision": 1 / 2, "recall": 1 / 4, "f1": 1 / 3})
+    every = computed(TacredF1(None, ["a", "b", "Other"]), predicted, gold)
+    assert every == pytest.approx({"precision": 2 / 4, "recall": 2 / 5, "f1": 4 / 9})
+
+
+def test_plain_micro_equals_rag4re_metric(golden):
+    """Its metric on SemEval is micro F1 over the 19 labels; invalid strings hurt recall only."""
+    cases = [
+        case
+        for case in golden_cases(golden, "rag4re_metric")
+        if set(SEMEVAL2010_LABELS) == set(case["inputs"]["labels"])
+    ]
+    assert len(cases) == 3
+    for case in cases:
+        gold, predicted = case["inputs"]["gold"], case["inputs"]["pred"]
+        ours = computed(TacredF1(None, SEMEVAL2010_LABELS), predicted, gold)
+        for name in ("precision", "recall", "f1"):
+            assert ours[name] == pytest.approx(case["outputs"][name], abs=1e-6), case["id"]
+
+
+def test_semeval_equals_official(golden):
+    for case in golden_cases(golden, "semeval2010_task8"):
+        gold = case["inputs"]["gold"]
+        predicted = [label or "Other" for label in case["inputs"]["pred"]]  # null = skipped
+        ours = semeval2010_f1(predicted, gold)
+        if case["outputs"].get("error"):
+            assert ours["f1"] == 0.0, case["id"]  # the script dies, we have no relation to score
+            continue
+        expected = case["outputs"]["official_macro_f1_unrounded_from_counts"]
+        assert ours["f1"] == pytest.approx(expected, abs=1e-12), case["id"]
+        printed = case["outputs"]["official_macro_f1_percent_2dp"]
+        assert ours["f1"] * 100 == pytest.approx(printed, abs=0.00501), case["id"]
+        rows = case["outputs"]["official_9plus1_directed"]["per_relation"]
+        assert set(ours["per_relation"]) == {
+            name for name in SEMEVAL2010_RELATIONS if rows.get(name, {}).get("gold")
+        }
+        for relation, scores in ours["per_relation"].items():
+            for name, value in scores.items():
+                printed = rows[relation][f"{name}_percent_2dp"]
+                assert value * 100 == pytest.approx(printed, abs=0.00501), (case["id"], relation)
+        if gold:
+            assert computed(SemEval2010F1(), predicted, gold) == pytest.approx(
+                {"f1": ours["f1"]}, abs=1e-6
+            )
+
+
+@pytest.mark.parametrize("number", [1, 2, 3, 5])
+def test_semeval_example_files(data_root, number):
+    def labels(name):
+        lines = (data_root / SCORER / f"{name}{number}.txt").read_text().splitlines()
+        return dict(line.split("\t") for line in lines if line.strip())
+
+    key, proposed = labels("answer_key"), labels("proposed_answer")
+    result = OFFICIAL.search((data_root / SCORER / f"result_scores{number}.txt").read_text())
+    assert result
+    ours = semeval2010_f1([proposed.get(id_, "Other") for id_ in key], list(key.values()))
+    assert ours["f1"] * 100 == pytest.approx(float(result[1]), abs=0.00501)
+
+
+def test_semeval_real_key(data_root):
+    folder = data_root / "semeval2010_task8" / "SemEval2010_task8_testing_keys"
+    lines = (folder / "TEST_FILE_FULL.TXT").read_text(encoding="ascii").splitlines()
+    gold = [line.strip() for line in lines[1::4]]
+    assert len(gold) == 2717
+    for predicted, expected in (
+        (gold, 100.00),
+        (["Other"] * 2717, 0.00),
+        (["Entity-Destination(e1,e2)"] * 2717, 2.15),
+    ):
+        assert semeval2010_f1(predicted, gold)["f1"] * 100 == pytest.approx(expected, abs=0.00501)
+
+
+def test_semeval_against_naive_loop():
+    rng = random.Random(0)
+    for _ in range(20):
+        gold = rng.choices(SEMEVAL2010_LABELS, k=60)
+        predicted = [g if rng.random() < 0.5 else rng.choice(SEMEVAL2010_LABELS) for g in gold]
+        scores = []
+        for relation in SEMEVAL2010_RELATIONS:
+            mine = [(p, g) for p, g in zip(predicted, gold, strict=True)]
+            truly = sum(p == g and g.startswith(relation) for p, g in mine)
+            false_positive = sum(p.startswith(relation) and p != g for p, g in mine)
+            missed = sum(g.startswith(relation) and p != g for p, g in mine)
+            if truly + missed:
+                scores.append(2 * truly / (2 * truly + false_positive + missed))
+        expected = sum(scores) / len(scores)
+        assert semeval2010_f1(predicted, gold)["f1"] == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("answer", ["", "Cause-Effect", "cause-effect(e1,e2)", "nonsense"])
+def test_semeval_invalid_answer_counts_as_other(answer):
+    gold = ["Cause-Effect(e1,e2)", "Cause-Effect(e1,e2)", "Other"]
+    good = semeval2010_f1(["Cause-Effect(e1,e2)", "Other", "Other"], gold)
+    assert semeval2010_f1(["Cause-Effect(e1,e2)", answer, answer], gold) == good
+
+
+def test_accuracy_and_invalid_rate():
+    gold, predicted = ["a", "b", "b", "a", "a"] * 3, ["a", "a", "b", "?", ""] * 3
+    assert accuracy(predicted, gold) == pytest.approx(0.4)
+    assert accuracy([], []) == 0.0
+    ours = computed(RelationAccuracy(["a", "b"]), predicted, gold)
+    assert ours == pytest.approx({"accuracy": 0.4, "invalid_rate": 0.4})
+
+
+def test_collection_has_the_logged_names():
+    labels = ["a", "b", "no_relation"]
+    metrics = MetricCollection([TacredF1("no_relation", labels), RelationAccuracy(labels)])
+    names = set(computed(metrics, ["a"] * 9, ["a"] * 8 + ["b"]))
+    assert names == {"precision", "recall", "f1", "accuracy", "invalid_rate"}
+    other = (["Other"], ["Other"])
+    names = set(computed(MetricCollection([SemEval2010F1(), RelationAccuracy(labels)]), *other))
+    assert names == {"f1", "accuracy", "invalid_rate"}
+
+
+def test_reset_forgets():
+    metric = TacredF1("no_relation", ["a", "no_relation"])
+    computed(metric, ["a"] * 10, ["a"] * 10)
+    metric.reset()
+    assert computed(metric, ["no_relation"] * 3, ["a"] * 3)["f1"] == 0.0
+
+
+def test_bad_input():
+    for function in (tacred_f1, semeval2010_f1, accuracy):
+        with pytest.raises(ValueError, match="predictions: expected 1, as many as targets, got 2"):
+            function(["Other", "Other"], ["Other"])
+    with pytest.raises(ValueError, match=r"direction.*got 'Cause-Effect'"):
+        semeval2010_f1(["Other"], ["Cause-Effect"])
+    [(predictions, batch)] = batches(["a"], ["a"])
+    batch.instances = [Instance(id="x7", text="")]
+    with pytest.raises(ValueError, match="'x7' has no answer"):
+        TacredF1(None, ["a"]).update(predictions, batch)
+    with pytest.raises(ValueError, match="expected 1, one for each query"):
+        RelationAccuracy(["a"]).update(Predictions([], predictions.ranking), batch)

@@ -1,0 +1,91 @@
+"""Run by test_two_processes.py, once in each process: scores its share, writes what it computed.
+
+Usage: two_processes.py RANK WORLD RENDEZVOUS OUT
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+from torchmetrics import MetricCollection
+
+from lightning_rag.metrics.relation import (
+    SEMEVAL2010_LABELS,
+    RelationAccuracy,
+    SemEval2010F1,
+    TacredF1,
+)
+from lightning_rag.metrics.retrieval import NDCG, Recall, ReciprocalRank, Success
+from lightning_rag.metrics.text import ExactMatch, TokenF1
+from lightning_rag.types import Instance, Predictions, RagBatch
+
+# 11 batches of 4 queries: an odd number, so that the processes see different numbers of batches.
+BATCHES = 11
+
+
+def make_batch(number: int) -> tuple[Predictions, RagBatch]:
+    """Return a random batch of its own seed."""
+    generator = torch.Generator().manual_seed(number)
+
+    def labels() -> list[str]:
+        draws = torch.randint(len(SEMEVAL2010_LABELS), (4,), generator=generator)
+        return [SEMEVAL2010_LABELS[i] for i in draws.tolist()]
+
+    gold = labels()
+    right = (torch.rand(4, generator=generator) < 0.6).tolist()
+    texts = [g if ok else p for g, p, ok in zip(gold, labels(), right, strict=True)]
+    texts[0] = "no label" if number % 3 == 0 else texts[0]
+    relevance = (torch.rand(4, 8, generator=generator) < 0.3).float()
+    ranking = torch.rand(4, 8, generator=generator)
+    batch = RagBatch(
+        rows=torch.arange(4),
+        instances=[Instance(id=str(i), text="", answers=(g,)) for i, g in enumerate(gold)],
+        candidate_ids=torch.arange(8).expand(4, 8),
+        candidate_scores=ranking,
+        relevance=relevance,
+        relevant_count=relevance.sum(dim=1).long() + 1,
+    )
+    return Predictions(texts, ranking), batch
+
+
+def make_metrics() -> MetricCollection:
+    """Return every class; those that share a result name get the class's name in front."""
+    return MetricCollection(
+        {
+            "tacred": TacredF1("Other", SEMEVAL2010_LABELS),
+            "semeval": SemEval2010F1(),
+            "accuracy": RelationAccuracy(SEMEVAL2010_LABELS),
+            "em": ExactMatch(),
+            "token": TokenF1(),
+            "recall@1": Recall(1),
+            "recall@5": Recall(5),
+            "success@1": Success(1),
+            "mrr": ReciprocalRank(),
+            "ndcg@5": NDCG(5),
+        }
+    )
+
+
+def compute(rank: int, world: int) -> dict[str, float]:
+    """Score every batch whose number leaves `rank` on division by `world`."""
+    metrics = make_metrics()
+    for number in range(rank, BATCHES, world):
+        metrics.update(*make_batch(number))
+    return {name: float(value) for name, value in metrics.compute().items()}
+
+
+if __name__ == "__main__":
+    rank, world, rendezvous, out = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4]
+    torch.distributed.init_process_group(
+        "gloo",
+        init_method=Path(rendezvous).as_uri(),
+        rank=rank,
+        world_size=world,
+        timeout=timedelta(seconds=60),
+    )
+    Path(out).write_text(json.dumps(compute(rank, world)), encoding="utf-8")
+    torch.distributed.destroy_process_group()
