@@ -1,0 +1,149 @@
+"""What a run costs, split by phase: seconds, tokens, estimated FLOPs, peak memory."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import nn
+
+Counters = dict[str, float]
+
+
+class CostLedger(Callback):
+    """Books seconds and tokens under the phase in which they were spent.
+
+    `seconds/train` counts training batches, `seconds/evaluate` validation and test batches,
+    `seconds/estimate` what a phase spends before its first batch. Tokens are non-padding tokens
+    through each group's model. FLOPs are estimated from them: 2 per parameter that is no embedding
+    and token for a forward pass, 6 with the backward pass where the group learns (Kaplan et al.
+    2020, arXiv 2001.08361, section 2.1), which leaves attention's quadratic part out.
+    Memory is the process's peak resident size, and the device's peak where there is one.
+    """
+
+    def __init__(self) -> None:
+        self.phases: dict[str, Counters] = {}
+        self._since = time.perf_counter()
+        self._tokens: dict[str, int] = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the books, so that a resumed run goes on counting."""
+        return {"phases": self.phases}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take the books of a checkpoint."""
+        self.phases = state_dict["phases"]
+
+    def _open(self, module: LightningModule) -> None:
+        self._since = time.perf_counter()
+        self._tokens = _tokens(module)
+
+    def _book(self, module: LightningModule, what: str) -> None:
+        method: Any = module
+        finished = what != "evaluate" or module.trainer.testing
+        name = "test" if finished and module.trainer.testing else method.phase.name
+        book = self.phases.setdefault(name, {})
+        _add(book, f"seconds/{what}", time.perf_counter() - self._since)
+        for group, count in _tokens(module).items():
+            tokens = count - self._tokens.get(group, 0)
+            if tokens == 0:
+                continue
+            learns = what == "train" and group in method.phase.trains
+            parameters = _parameters(method.groups()[group])
+            _add(book, f"tokens/{group}/{what}", tokens)
+            _add(book, "flops", (6.0 if learns else 2.0) * parameters * tokens)
+        for memory, size in _peak_memory().items():
+            book[memory] = max(book.get(memory, 0.0), size)
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Book an estimate pass, which ran since the last batch of the phase before."""
+        method: Any = pl_module
+        if trainer.global_step == method.phase_start and method.phase.estimate is not None:
+            self._book(pl_module, "estimate")
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Open the books."""
+        self._open(pl_module)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Book a training batch."""
+        self._book(pl_module, "train")
+        self._open(pl_module)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Open the books."""
+        self._open(pl_module)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Open the books."""
+        self._open(pl_module)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Book a validation, and log the totals so far."""
+        if trainer.sanity_checking:
+            return
+        self._book(pl_module, "evaluate")
+        self._open(pl_module)
+        if trainer.logger is not None:
+            trainer.logger.log_metrics(
+                {f"cost/{name}": value for name, value in self.totals().items()},
+                step=trainer.global_step,
+            )
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Open the books."""
+        self._open(pl_module)
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Book the test."""
+        self._book(pl_module, "evaluate")
+
+    def totals(self) -> Counters:
+        """Return the sums over the phases; of memory, the largest."""
+        totals: Counters = {}
+        for book in self.phases.values():
+            for name, value in book.items():
+                if name.startswith("memory/"):
+                    totals[name] = max(totals.get(name, 0.0), value)
+                else:
+                    _add(totals, name, value)
+        return totals
+
+
+def _add(book: Counters, name: str, value: float) -> None:
+    book[name] = book.get(name, 0.0) + value
+
+
+def _tokens(module: LightningModule) -> dict[str, int]:
+    """Return the tokens that each group's model has processed so far."""
+    method: Any = module
+    return {name: int(group.tokens) for name, group in method.groups().items()}
+
+
+def _parameters(module: nn.Module) -> int:
+    """Count the parameters that are multiplied with every token: all but embeddings."""
+    embeddings = {
+        id(parameter)
+        for child in module.modules()
+        if isinstance(child, nn.Embedding)
+        for parameter in child.parameters()
+    }
+    return sum(p.numel() for p in module.parameters() if id(p) not in embeddings)
+
+
+def _peak_memory() -> Counters:
+    """Return the peak memory so far, in bytes."""
+    # Linux counts ru_maxrss in KiB, macOS in bytes.
+    unit = 1 if sys.platform == "darwin" else 1024
+    memory = {"memory/process": float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)}
+    if torch.cuda.is_available():
+        memory["memory/device"] = float(torch.cuda.max_memory_allocated())
+    return memory

@@ -1,0 +1,73 @@
+"""Feeds the task's metrics: the same names for every method, `val/<metric>` and `test/<metric>`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torchmetrics import MetricCollection
+
+from lightning_rag.types import RagBatch
+
+
+class Evaluator(Callback):
+    """Updates the task's metrics from a method's predictions and logs them once an epoch."""
+
+    def __init__(self) -> None:
+        self.metrics: MetricCollection | None = None
+
+    def _start(self, trainer: Trainer, module: LightningModule) -> None:
+        self.metrics = trainer.datamodule.metrics().to(module.device)  # type: ignore[attr-defined]
+
+    def _update(self, outputs: Any, batch: RagBatch) -> None:
+        if self.metrics is None:
+            raise RuntimeError("Evaluator: a batch ended before its epoch started")
+        self.metrics.update(outputs["predictions"], batch)
+
+    def _log(self, module: LightningModule, stage: str) -> None:
+        if self.metrics is None:
+            raise RuntimeError("Evaluator: an epoch ended before it started")
+        values = self.metrics.compute()
+        monitor = module.data.task.monitor  # type: ignore[union-attr]
+        for name, value in values.items():
+            module.log(f"{stage}/{name}", value, prog_bar=name == monitor)
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take fresh metrics."""
+        self._start(trainer, pl_module)
+
+    def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take fresh metrics."""
+        self._start(trainer, pl_module)
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Count a batch."""
+        self._update(outputs, batch)
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Count a batch."""
+        self._update(outputs, batch)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log `val/<metric>`."""
+        self._log(pl_module, "val")
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log `test/<metric>`."""
+        self._log(pl_module, "test")

@@ -1,0 +1,193 @@
+"""Runs the phases of a method inside Lightning's loop: estimate, train, keep the best, go on."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from tqdm.auto import tqdm
+
+from lightning_rag.errors import UserError
+from lightning_rag.methods.base import Method, as_method
+from lightning_rag.methods.phase import Phase
+
+log = logging.getLogger(__name__)
+
+
+class PhaseSchedule(Callback):
+    """Walks through a method's phases.
+
+    When a phase begins, its estimate pass fills the bank, its groups are unfrozen and all others
+    frozen, and optimiser and schedule start afresh. When it ends, by its length or its patience,
+    the best weights that validation has seen in it are loaded. After the last phase training
+    stops. The trainer's own limits (`max_epochs`, `max_steps`, `max_time`) still cap the run.
+
+    The best weights of the last phase are `checkpoints/best.ckpt` in the run's folder; those of an
+    earlier phase are `checkpoints/<phase>-best.ckpt`.
+    """
+
+    def __init__(self) -> None:
+        self.begun = False
+        self.start_epoch = 0
+        self.best: float | None = None
+        self.best_is_current = False
+        self.misses = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed run needs to go on."""
+        return {
+            "begun": self.begun,
+            "start_epoch": self.start_epoch,
+            "best": self.best,
+            "best_is_current": self.best_is_current,
+            "misses": self.misses,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take the state of a checkpoint."""
+        for name, value in state_dict.items():
+            setattr(self, name, value)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Freeze and unfreeze as the phase says; a finished run stops at once."""
+        method = as_method(pl_module)
+        if method.phase_index >= len(method.schedule):
+            log.info("all phases of this run are finished")
+            trainer.should_stop = True
+            return
+        self._freeze(trainer, method)
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin the phase if that was not done yet."""
+        if not self.begun:
+            self._begin(trainer, as_method(pl_module))
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """End a phase that is counted in steps, and begin the next within the epoch."""
+        self.best_is_current = False
+        method = as_method(pl_module)
+        steps = method.phase.steps
+        if not self.begun or steps is None or trainer.global_step - method.phase_start < steps:
+            return
+        self._finish(trainer, method)
+        if not trainer.should_stop:
+            self._begin(trainer, method)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Keep the weights if they are the best of the phase."""
+        if trainer.sanity_checking or trainer.state.fn != "fit" or not self.begun:
+            return
+        method = as_method(pl_module)
+        phase = method.phase
+        name = f"val/{phase.monitor or method.data.task.monitor}"
+        if name not in trainer.callback_metrics:
+            known = ", ".join(sorted(k for k in trainer.callback_metrics if k.startswith("val/")))
+            raise UserError(f"phase {phase.name!r} monitors {name!r}, which is none of: {known}")
+        value = float(trainer.callback_metrics[name])
+        better = self.best is None or (
+            value > self.best if phase.mode == "max" else value < self.best
+        )
+        if better:
+            self.best, self.best_is_current, self.misses = value, True, 0
+            if not trainer.fast_dev_run:  # type: ignore[attr-defined]
+                trainer.save_checkpoint(self._best_path(trainer, method), weights_only=True)
+        else:
+            self.misses += 1
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """End a phase that is counted in epochs, or whose patience is used up."""
+        if not self.begun:
+            return
+        method = as_method(pl_module)
+        phase = method.phase
+        used = trainer.current_epoch + 1 - self.start_epoch
+        tired = phase.patience is not None and self.misses > phase.patience
+        if tired or (phase.epochs is not None and used >= phase.epochs):
+            self._finish(trainer, method)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Leave the best weights of the last phase in the model and in `best.ckpt`."""
+        method = as_method(pl_module)
+        if self.begun:  # cut short by the trainer's own limit
+            self._load_best(trainer, method)
+        path = checkpoint_folder(trainer) / "best.ckpt"
+        if not trainer.fast_dev_run and not path.exists():  # type: ignore[attr-defined]
+            trainer.save_checkpoint(path, weights_only=True)
+
+    def _begin(self, trainer: Trainer, method: Method) -> None:
+        phase = method.phase
+        method.phase_start = trainer.global_step
+        self.begun, self.start_epoch = True, trainer.current_epoch
+        self.best, self.best_is_current, self.misses = None, False, 0
+        length = f"{phase.epochs} epochs" if phase.epochs is not None else f"{phase.steps} steps"
+        log.info("phase %r: trains %s, %s", phase.name, ", ".join(phase.trains), length)
+        if phase.estimate is not None:
+            self._estimate(trainer, method, phase)
+        self._freeze(trainer, method)
+        for optimizer in trainer.optimizers:
+            optimizer.state.clear()
+            first = method.optimizer_config.factor(0, method.phase_steps(phase))
+            for group in optimizer.param_groups:
+                group["lr"] = group["initial_lr"] * first
+
+    def _estimate(self, trainer: Trainer, method: Method, phase: Phase) -> None:
+        """Run the estimate of `phase` once over the training queries and keep its rows."""
+        if phase.estimate is None:
+            return
+        method.bank.clear()
+        method.eval()
+        size = len(method.data.splits.train)
+        batches = method.data.estimate_dataloader()
+        hidden = trainer.progress_bar_callback is None
+        with torch.no_grad():
+            for index, batch in enumerate(
+                tqdm(batches, desc=f"Estimate {phase.name}", disable=hidden, leave=False)
+            ):
+                torch.manual_seed(
+                    (method.data.seed * 1009 + method.phase_index) * 1_000_003 + index
+                )
+                batch = batch.to(method.device)
+                method.bank.put(batch.rows, phase.estimate(batch), size)
+
+    def _freeze(self, trainer: Trainer, method: Method) -> None:
+        """Let the phase's groups learn, with dropout; freeze the others, without."""
+        phase, groups = method.phase, method.groups()
+        # Parameters outside the optimiser are frozen by their backbone and stay so.
+        ours = {id(p) for o in trainer.optimizers for g in o.param_groups for p in g["params"]}
+        for name, module in groups.items():
+            learns = name in phase.trains
+            module.train(learns)
+            for parameter in module.parameters():
+                if id(parameter) in ours:
+                    parameter.requires_grad_(learns)
+
+    def _finish(self, trainer: Trainer, method: Method) -> None:
+        self._load_best(trainer, method)
+        log.info("phase %r ended at step %d", method.phase.name, trainer.global_step)
+        method.phase_index += 1
+        self.begun = False
+        if method.phase_index >= len(method.schedule):
+            trainer.should_stop = True
+
+    def _load_best(self, trainer: Trainer, method: Method) -> None:
+        path = self._best_path(trainer, method)
+        if self.best is None or self.best_is_current or not path.exists():
+            return
+        weights = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
+        method.load_state_dict(weights)
+        self.best_is_current = True
+
+    def _best_path(self, trainer: Trainer, method: Method) -> Path:
+        last = method.phase_index >= len(method.schedule) - 1
+        name = "best.ckpt" if last else f"{method.phase.name}-best.ckpt"
+        return checkpoint_folder(trainer) / name
+
+
+def checkpoint_folder(trainer: Trainer) -> Path:
+    """Return the folder of a run's checkpoints."""
+    return Path(trainer.log_dir or trainer.default_root_dir) / "checkpoints"

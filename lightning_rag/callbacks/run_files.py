@@ -1,0 +1,160 @@
+"""The files that make a run comparable: `metrics.json`, `summary.json`, and TensorBoard's HParams."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import platform
+import subprocess
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from lightning_rag.callbacks.cost_ledger import CostLedger
+from lightning_rag.files import Json, write_json
+from lightning_rag.methods.base import Method, as_method
+
+log = logging.getLogger(__name__)
+
+PACKAGES = ("lightning_rag", "torch", "lightning", "transformers", "torchmetrics", "bm25s")
+
+
+class RunFiles(Callback):
+    """Writes what `compare` reads, as soon as it is known.
+
+    `metrics.json` holds the validation curve (`validation`: step, phase and metrics of every
+    validation) and the test metrics (`test`). `summary.json` holds versions, commit, seed, the
+    hashes of the data, the phases and their cost.
+
+    Args:
+        config: the run's configuration, for TensorBoard's HParams page.
+    """
+
+    def __init__(self, config: Mapping[str, Any] | None = None) -> None:
+        self.config = config or {}
+        self.curve: list[dict[str, Json]] = []
+        self.phases: list[dict[str, Json]] = []
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the validation curve, so that a resumed run continues it."""
+        return {"curve": self.curve}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take the curve of a checkpoint."""
+        self.curve = state_dict["curve"]
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Add a point to the validation curve."""
+        if trainer.sanity_checking:
+            return
+        method = as_method(pl_module)
+        point: dict[str, Json] = {"step": trainer.global_step, "phase": method.phase.name}
+        point.update(_metrics(trainer, "val/"))
+        self.curve.append(point)
+        self._write_metrics(trainer, {"validation": list(self.curve)})
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the summary of the training."""
+        self._write_summary(trainer, as_method(pl_module))
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the test metrics, and the run's line of TensorBoard's HParams page."""
+        metrics = _metrics(trainer, "test/")
+        self._write_metrics(trainer, {"test": metrics})
+        self._write_summary(trainer, as_method(pl_module))
+        if trainer.is_global_zero and isinstance(trainer.logger, TensorBoardLogger):
+            flat = {f"test/{name}": value for name, value in metrics.items()}
+            trainer.logger.log_hyperparams(dict(self.config), flat)
+
+    def _write_metrics(self, trainer: Trainer, new: Mapping[str, Json]) -> None:
+        if trainer.is_global_zero and trainer.log_dir is not None:
+            path = Path(trainer.log_dir) / "metrics.json"
+            write_json(path, {**_read(path), **new})
+
+    def _write_summary(self, trainer: Trainer, method: Method) -> None:
+        if not trainer.is_global_zero or trainer.log_dir is None:
+            return
+        path = Path(trainer.log_dir) / "summary.json"
+        costs = _read(path).get("cost", {})
+        if not isinstance(costs, dict):
+            costs = {}
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, CostLedger):
+                costs = {**costs, **callback.phases}
+        write_json(
+            path,
+            {
+                "method": type(method).__name__,
+                "seed": method.data.seed,
+                "commit": commit(),
+                "date": datetime.now(UTC).isoformat(timespec="seconds"),
+                "versions": {package: version(package) for package in PACKAGES},
+                "machine": machine(),
+                "data": method.data.summary(),
+                "phases": [phase.name for phase in method.schedule],
+                "parameters": {
+                    name: sum(p.numel() for p in group.parameters())
+                    for name, group in method.groups().items()
+                },
+                "truncated_texts": {
+                    name: int(getattr(group, "truncated", 0))
+                    for name, group in method.groups().items()
+                },
+                "cost": costs,
+            },
+        )
+
+
+def commit() -> str:
+    """Return the commit of the code, "+changes" behind it where the work tree differs, or ""."""
+    folder = Path(__file__).parent
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(
+            ["git", *arguments], cwd=folder, capture_output=True, text=True, check=True, timeout=10
+        )
+        return done.stdout.strip()
+
+    try:
+        changed = git("status", "--porcelain", "--untracked-files=no")
+        return git("rev-parse", "HEAD") + ("+changes" if changed else "")
+    except (OSError, subprocess.SubprocessError):
+        return ""  # an installed package is no checkout
+
+
+def machine() -> dict[str, Json]:
+    """Return what the run ran on."""
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "cpus": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpus": list(gpus),
+    }
+
+
+def _metrics(trainer: Trainer, prefix: str) -> dict[str, Json]:
+    return {
+        name.removeprefix(prefix): float(value)
+        for name, value in trainer.callback_metrics.items()
+        if name.startswith(prefix)
+    }
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError):
+        log.warning("%s was damaged and is written anew", path)
+        return {}
+    return content if isinstance(content, dict) else {}

@@ -1,0 +1,173 @@
+"""The command line: `python -m lightning_rag.cli {fit,validate,test,predict} --config …`."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import Namespace, set_parsing_settings
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from lightning_rag.backbones.config import EncoderConfig, GeneratorConfig
+from lightning_rag.callbacks.cost_ledger import CostLedger
+from lightning_rag.callbacks.evaluator import Evaluator
+from lightning_rag.callbacks.phases import PhaseSchedule
+from lightning_rag.callbacks.predictions import PredictionWriter
+from lightning_rag.callbacks.run_files import RunFiles
+from lightning_rag.data.datamodule import RagDataModule
+from lightning_rag.errors import UserError
+from lightning_rag.methods.base import Method
+
+TRACEBACK = "LIGHTNING_RAG_TRACEBACK"
+
+
+class RagCLI(LightningCLI):
+    """LightningCLI with the run's folder, the shared callbacks and shared backbones.
+
+    `generator` and `encoder` are written once, at the top of the configuration, and linked to
+    every part that has an argument of that name; `seed_everything` is the data module's seed.
+    """
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add what a run is called and where it goes, and link what parts share."""
+        parser.add_argument("--experiment", type=str, default="default", help="Folder in runs.")
+        parser.add_argument("--variant", type=str, default="default", help="Name of this setting.")
+        parser.add_argument("--runs", type=str, default="runs", help="Folder of all runs.")
+        parser.add_argument(
+            "--evaluate", type=bool, default=True, help="After fit, test the best weights."
+        )
+        parser.add_argument(
+            "--overwrite", type=bool, default=False, help="Let fit replace a run's files."
+        )
+        parser.add_argument(
+            "--checkpoint_every", type=int, default=0, help="Steps; 0 = each epoch."
+        )
+        parser.add_argument("--generator", type=GeneratorConfig, default=GeneratorConfig())
+        parser.add_argument("--encoder", type=EncoderConfig, default=EncoderConfig())
+        parser.link_arguments("generator", "model.init_args.generator")
+        parser.link_arguments("encoder", "model.init_args.encoder")
+        parser.link_arguments("encoder", "data.first_stage.init_args.encoder")
+        parser.link_arguments("seed_everything", "data.seed")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Parse, then check the checkpoint before anything reads it."""
+        super().parse_arguments(parser, args)
+        config = self.config[self.config.subcommand]
+        _check_checkpoint(config.get("ckpt_path"), run_folder(config) / "checkpoints")
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Give the trainer the run's logger and the callbacks that every run has."""
+        config = self.config[self.subcommand]
+        folder = run_folder(config)
+        if config.trainer.logger is None and not config.trainer.fast_dev_run:
+            kwargs["logger"] = TensorBoardLogger(
+                save_dir=folder, name="", version="", default_hp_metric=False
+            )
+            if self.subcommand == "fit":
+                _check_folder(folder, config)
+        callbacks: list[Callback] = [
+            PhaseSchedule(),
+            Evaluator(),
+            CostLedger(),
+            PredictionWriter(),
+            RunFiles(_flat(config)),
+        ]
+        if not config.trainer.fast_dev_run and config.trainer.enable_checkpointing is not False:
+            every = config.checkpoint_every
+            callbacks.append(
+                ModelCheckpoint(
+                    dirpath=folder / "checkpoints",
+                    filename="last",
+                    enable_version_counter=False,
+                    save_on_train_epoch_end=not every,
+                    every_n_train_steps=every or None,
+                )
+            )
+        kwargs["callbacks"] = (
+            self.config_init[self.subcommand].trainer.callbacks or []
+        ) + callbacks
+        return super().instantiate_trainer(**kwargs)
+
+    def after_fit(self) -> None:
+        """Evaluate the best weights, which fit leaves in the model, on the test split."""
+        if self.config[self.subcommand].evaluate and not self.trainer.interrupted:
+            self.trainer.test(self.model, datamodule=self.datamodule)
+
+
+def run_folder(config: Namespace) -> Path:
+    """Return `<runs>/<experiment>/<data>/<method>/<variant>/seed=<n>`."""
+    method = str(config.model.class_path).rsplit(".", 1)[-1].lower()
+    seed = f"seed={int(config.seed_everything)}"
+    parts = (config.experiment, config.data.name, method, config.variant, seed)
+    return Path(config.runs).joinpath(*parts)
+
+
+def _check_folder(folder: Path, config: Namespace) -> None:
+    """Refuse to train over a run that is there; continuing it or replacing it must be said."""
+    if config.ckpt_path or config.overwrite or not (folder / "config.yaml").exists():
+        return
+    raise UserError(
+        f"{folder} holds a run already; legal: --ckpt_path last to continue it, --overwrite true "
+        "to replace it, or another --experiment, --variant or --seed_everything"
+    )
+
+
+def _check_checkpoint(path: str | None, folder: Path) -> None:
+    """Check a checkpoint's existence and checksums, so that a damaged one has a clear message."""
+    if path is None or path in ("best", "hpc", "registry"):
+        return
+    file = folder / "last.ckpt" if path == "last" else Path(path)
+    if not file.is_file():
+        raise UserError(f"ckpt_path: there is no checkpoint {file}")
+    try:
+        with zipfile.ZipFile(file) as archive:
+            damaged = archive.testzip()
+    except (zipfile.BadZipFile, EOFError, OSError) as error:
+        raise UserError(f"ckpt_path: {file} is no checkpoint, or damaged: {error}") from error
+    if damaged is not None:
+        raise UserError(f"ckpt_path: {file} is damaged (at {damaged}); use an earlier checkpoint")
+
+
+def _flat(config: Namespace) -> dict[str, str | int | float | bool]:
+    """Return the configuration as flat keys with plain values, for TensorBoard's HParams page."""
+    flat = {}
+    for key, value in config.items():
+        if key.split(".")[0] in ("config", "trainer", "ckpt_path"):
+            continue
+        flat[key] = value if isinstance(value, str | int | float | bool) else str(value)
+    return flat
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run the command line; a user's mistake is one line on stderr and exit code 1."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    # An absolute ${…} follows a flag that overrides its target, in every subcommand.
+    set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
+    try:
+        RagCLI(
+            Method,
+            RagDataModule,
+            subclass_mode_model=True,
+            auto_configure_optimizers=False,
+            parser_kwargs={"parser_mode": "omegaconf+"},
+            save_config_kwargs={"overwrite": True},
+            args=list(args) if args is not None else None,
+        )
+    except UserError as error:
+        if os.environ.get(TRACEBACK):
+            raise
+        print(f"error: {error} ({TRACEBACK}=1 shows where)", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,310 @@
+"""One data module for every method: the same splits, passage store and candidates for all."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningDataModule
+from numpy.typing import NDArray
+from torch.utils.data import Dataset
+from torchdata.stateful_dataloader import StatefulDataLoader
+from torchmetrics import MetricCollection
+
+from lightning_rag.data.cache import cached
+from lightning_rag.data.candidates import Candidates, FirstStage, SearchRequest
+from lightning_rag.data.readers.base import Reader
+from lightning_rag.data.sampler import EpochOrder
+from lightning_rag.data.splits import Splits, ids_hash, read_ids, subset
+from lightning_rag.data.store import PassageStore, check_no_leak, exclusions
+from lightning_rag.errors import UserError
+from lightning_rag.tasks.base import Task
+from lightning_rag.types import Instance, RagBatch
+
+log = logging.getLogger(__name__)
+
+SplitName = Literal["train", "validation", "test"]
+
+
+@dataclass
+class QuerySet:
+    """The queries of one split with their candidates and what is known to be relevant."""
+
+    instances: tuple[Instance, ...]
+    candidates: Candidates  # ids and scores, (Q, N)
+    relevant: Sequence[NDArray[np.int64]]  # rows of the store, for each query
+
+    def batch(self, rows: Sequence[int]) -> RagBatch:
+        """Return the queries `rows` as one batch."""
+        ids = self.candidates.ids[list(rows)]
+        relevance = np.stack(
+            [np.isin(ids[i], self.relevant[row]) & (ids[i] >= 0) for i, row in enumerate(rows)]
+        )
+        return RagBatch(
+            rows=torch.tensor(list(rows), dtype=torch.long),
+            instances=[self.instances[row] for row in rows],
+            candidate_ids=torch.from_numpy(ids),
+            candidate_scores=torch.from_numpy(self.candidates.scores[list(rows)]),
+            relevance=torch.from_numpy(relevance.astype(np.float32)),
+            relevant_count=torch.tensor([len(self.relevant[row]) for row in rows]),
+        )
+
+
+class _Rows(Dataset[int]):
+    """The row numbers of a split; the collate function turns a list of them into a batch."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, row: int) -> int:
+        return row
+
+
+class RagDataModule(LightningDataModule):
+    """Splits, passage store and first-stage candidates of one data set.
+
+    Args:
+        reader: reads the data set.
+        task: renders its instances, parses answers, owns the metrics.
+        first_stage: the retriever that offers `num_candidates` passages for every query.
+        root: folder of the data sets; default from the environment variable LIGHTNING_RAG_DATA.
+        name: name of the data set in the run's path.
+        num_candidates: N, candidates for each query.
+        fraction: share of the training instances that is used (low-resource regime), in (0, 1].
+        ids_file: instead of `fraction`: the ids of the training instances to use, one a line.
+        validation_size: use at most so many validation instances (drawn by seed); None = all.
+        test_size: the same for test; a figure from part of a test set is no test result.
+        batch_size: queries in a training batch.
+        eval_batch_size: queries in a validation or test batch.
+        bucket_by_length: put training queries of similar length into one batch.
+        retrieval_ks: the cut-offs of the retrieval metrics.
+        predict_split: the split that `predict` answers.
+        cache_dir: folder of the candidates and embeddings that were computed before.
+        seed: seed of splits, order and random retrieval; the command line's `seed_everything`.
+    """
+
+    def __init__(
+        self,
+        reader: Reader,
+        task: Task,
+        first_stage: FirstStage,
+        root: str | None = None,
+        name: str = "data",
+        num_candidates: int = 20,
+        fraction: float = 1.0,
+        ids_file: str | None = None,
+        validation_size: int | None = None,
+        test_size: int | None = None,
+        batch_size: int = 16,
+        eval_batch_size: int = 32,
+        bucket_by_length: bool = True,
+        retrieval_ks: tuple[int, ...] = (1, 5),
+        predict_split: SplitName = "test",
+        cache_dir: str = ".cache/lightning_rag",
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        for argument, value in (
+            ("num_candidates", num_candidates),
+            ("batch_size", batch_size),
+            ("eval_batch_size", eval_batch_size),
+        ):
+            if value < 1:
+                raise UserError(f"data.{argument} is {value}; legal: 1 or more")
+        self.reader = reader
+        self.task = task
+        self.first_stage = first_stage
+        chosen = root or os.environ.get("LIGHTNING_RAG_DATA")
+        self.root = Path(chosen).expanduser() if chosen else None
+        self.name = name
+        self.num_candidates = num_candidates
+        self.fraction = fraction
+        self.ids_file = ids_file
+        self.limits = {"validation": validation_size, "test": test_size}
+        self.batch_size = batch_size
+        self.eval_batch_size = eval_batch_size
+        self.bucket_by_length = bucket_by_length
+        self.retrieval_ks = retrieval_ks
+        self.predict_split = predict_split
+        self.cache_dir = Path(cache_dir).expanduser()
+        self.seed = seed
+        self._splits: Splits | None = None
+        self._store: PassageStore | None = None
+        self._queries: dict[SplitName, QuerySet] = {}
+        self.same_text_in_store = 0
+
+    @property
+    def splits(self) -> Splits:
+        """The instances of each split, in the regime that was asked for."""
+        if self._splits is None:
+            raise RuntimeError("RagDataModule.splits before setup()")
+        return self._splits
+
+    @property
+    def store(self) -> PassageStore:
+        """The passages that can be retrieved."""
+        if self._store is None:
+            raise RuntimeError("RagDataModule.store before setup()")
+        return self._store
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read the data set, cut the regime, build the store; candidates come when asked for."""
+        if self._splits is not None:
+            return
+        splits = self.reader.read(self.root, self.seed)
+        train = self._regime(splits.train)
+        held_out = {
+            "validation": self._limited(splits.validation, "validation"),
+            "test": self._limited(splits.test, "test"),
+        }
+        self._splits = Splits(
+            train=train,
+            validation=held_out["validation"],
+            test=held_out["test"],
+            passages=splits.passages,
+            labels=splits.labels,
+            wording=splits.wording,
+        )
+        self.task.prepare(splits.labels, splits.wording)
+        self._store = (
+            PassageStore(splits.passages) if splits.passages else PassageStore.from_instances(train)
+        )
+        self.same_text_in_store = check_no_leak(self._store, held_out)
+
+    def _regime(self, train: tuple[Instance, ...]) -> tuple[Instance, ...]:
+        if self.ids_file is not None:
+            return subset(train, ids=read_ids(Path(self.ids_file)), seed=self.seed)
+        return subset(train, fraction=self.fraction, seed=self.seed)
+
+    def _limited(self, instances: tuple[Instance, ...], split: SplitName) -> tuple[Instance, ...]:
+        limit = self.limits[split]
+        if limit is None or limit >= len(instances):
+            return instances
+        if limit < 1:
+            raise UserError(f"data.{split}_size is {limit}; legal: 1 or more")
+        return subset(instances, fraction=limit / len(instances), seed=self.seed)
+
+    def queries(self, split: SplitName) -> QuerySet:
+        """Return the queries of a split with their candidates, computed once and kept on disk."""
+        if split not in self._queries:
+            self._queries[split] = self._retrieve(split)
+        return self._queries[split]
+
+    def _retrieve(self, split: SplitName) -> QuerySet:
+        instances: tuple[Instance, ...] = getattr(self.splits, split)
+        store = self.store
+        relevant = self.task.relevant_rows(instances, store.passages)
+        if split == "train":
+            exclude = exclusions(instances, store)
+            relevant = [
+                np.setdiff1d(rows, gone) for rows, gone in zip(relevant, exclude, strict=True)
+            ]
+        else:
+            exclude = [np.empty(0, dtype=np.int64)] * len(instances)
+        request = SearchRequest(
+            queries=[self.task.query(instance).text for instance in instances],
+            keys=[self.task.key(passage).text for passage in store.passages],
+            count=self.num_candidates,
+            exclude=exclude,
+            relevant=relevant,
+            seed=self.seed,
+        )
+        key = {**self.first_stage.fingerprint(), **request.fingerprint()}
+
+        def search() -> dict[str, NDArray[np.generic]]:
+            log.info("candidates of %d %s queries: %s", len(instances), split, key["first_stage"])
+            found = self.first_stage.search(request)
+            return {"ids": found.ids, "scores": found.scores}
+
+        arrays = cached(self.cache_dir / "candidates", key, search)
+        candidates = Candidates(
+            ids=arrays["ids"].astype(np.int64), scores=arrays["scores"].astype(np.float32)
+        )
+        return QuerySet(instances, candidates, relevant)
+
+    def corpus(self) -> list[str]:
+        """Texts that a model from scratch learns its vocabulary from: training data and store."""
+        task, train = self.task, self.splits.train
+        texts = [task.source(instance).text for instance in train]
+        texts += [task.target(instance) for instance in train]
+        texts += [task.key(passage).text for passage in self.store.passages]
+        # Few training instances need not show every label.
+        texts += [task.option_target(train[0], label) for label in task.options(train[0]) or ()]
+        return texts
+
+    def metrics(self) -> MetricCollection:
+        """Return fresh metrics of the task."""
+        return self.task.metrics(tuple(k for k in self.retrieval_ks if k <= self.num_candidates))
+
+    def summary(self) -> dict[str, str | int | float | dict[str, str | int]]:
+        """Return what identifies the data of a run, for its summary file."""
+        splits = self.splits
+        return {
+            "name": self.name,
+            "fraction": self.fraction,
+            "store_size": len(self.store),
+            "store": self.store.fingerprint,
+            "first_stage": str(self.first_stage.fingerprint()),
+            "num_candidates": self.num_candidates,
+            "same_text_in_store": self.same_text_in_store,
+            **{
+                split: {"size": len(instances), "ids": ids_hash(instances)}
+                for split, instances in (
+                    ("train", splits.train),
+                    ("validation", splits.validation),
+                    ("test", splits.test),
+                )
+            },
+        }
+
+    def train_dataloader(self) -> StatefulDataLoader:
+        """Training queries, in the order of (seed, epoch)."""
+        instances = self.splits.train
+        lengths = [len(i.text) for i in instances] if self.bucket_by_length else None
+        order = EpochOrder(
+            len(instances), seed=self.seed, batch_size=self.batch_size, lengths=lengths
+        )
+        return self._loader("train", self.batch_size, order)
+
+    def estimate_dataloader(self) -> StatefulDataLoader:
+        """Every training query once, in order: what an estimate pass reads."""
+        return self._loader("train", self.eval_batch_size)
+
+    def val_dataloader(self) -> StatefulDataLoader:
+        """Validation queries, in order."""
+        return self._loader("validation", self.eval_batch_size)
+
+    def test_dataloader(self) -> StatefulDataLoader:
+        """Test queries, in order."""
+        return self._loader("test", self.eval_batch_size)
+
+    def predict_dataloader(self) -> StatefulDataLoader:
+        """Queries of `predict_split`, in order."""
+        return self._loader(self.predict_split, self.eval_batch_size)
+
+    def _loader(
+        self, split: SplitName, batch_size: int, sampler: EpochOrder | None = None
+    ) -> StatefulDataLoader:
+        queries = self.queries(split)
+        if not queries.instances:
+            raise UserError(f"the {split} split of data set {self.name!r} is empty")
+        with warnings.catch_warnings():
+            # torchdata 0.11 calls a function that torch 2.13 deprecates.
+            warnings.filterwarnings("ignore", message="'set_vital' is deprecated")
+            return StatefulDataLoader(
+                _Rows(len(queries.instances)),
+                batch_size=batch_size,
+                sampler=sampler,
+                collate_fn=queries.batch,
+                num_workers=0,  # backbones tokenise; a batch here is a few look-ups
+            )

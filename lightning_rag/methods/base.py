@@ -1,0 +1,340 @@
+"""The base of all methods: phases, steps, optimiser groups and logging, once for all of them."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+
+from lightning_rag.backbones.config import GeneratorConfig
+from lightning_rag.backbones.factory import build_generator
+from lightning_rag.backbones.generator import Generator
+from lightning_rag.data.datamodule import RagDataModule
+from lightning_rag.errors import UserError
+from lightning_rag.methods.phase import Bank, Phase
+from lightning_rag.types import (
+    LossTerms,
+    Passage,
+    Predictions,
+    Prompt,
+    RagBatch,
+    Rendered,
+    Retrieved,
+)
+
+
+@dataclass
+class OptimizerConfig:
+    """AdamW with a learning rate for each part of the model.
+
+    Args:
+        learning_rates: prefix of parameter names to rate; the longest matching prefix counts, so
+            `{generator: 5e-4, generator.model.encoder: 7e-5}` trains a warm-started encoder slower.
+        weight_decay: decay of matrices; biases and normalisation weights are never decayed.
+        schedule: course of the rates within a phase, after the warm-up.
+        warmup: share of the phase's steps in which the rates rise linearly from 0, in [0, 1).
+        betas: the moments' decay rates of AdamW.
+        epsilon: the denominator's constant of AdamW.
+    """
+
+    learning_rates: dict[str, float] = field(default_factory=lambda: {"generator": 5e-4})
+    weight_decay: float = 0.01
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    warmup: float = 0.1
+    betas: tuple[float, float] = (0.9, 0.999)
+    epsilon: float = 1e-8
+
+    def factor(self, step: int, total: int) -> float:
+        """Return the factor of the rates at `step` (from 0) of a phase of `total` steps."""
+        rising = math.ceil(self.warmup * total)
+        if step < rising:
+            return (step + 1) / rising
+        progress = min(1.0, (step - rising) / max(1, total - rising))
+        if self.schedule == "linear":
+            return 1.0 - progress
+        if self.schedule == "cosine":
+            return 0.5 * (1.0 + math.cos(math.pi * progress))
+        return 1.0
+
+
+class Method(LightningModule, ABC):
+    """A way of training a retriever and a generator: a list of phases over one data module.
+
+    A method names its parameter groups (`groups`), lists its `phases`, and says what it retrieves
+    (`retrieve`); the default answer puts the retrieved passages into the generator's prompt.
+
+    Args:
+        generator: the model that writes the answer.
+        optimizer: learning rates by parameter name, and their schedule.
+        k: K, passages that the generator is given.
+        decoding: "options" scores the task's allowed answers over a token trie (where the task has
+            a closed set), "free" generates text and parses it.
+    """
+
+    def __init__(
+        self,
+        generator: GeneratorConfig,
+        optimizer: OptimizerConfig | None = None,
+        k: int = 0,
+        decoding: Literal["options", "free"] = "options",
+    ) -> None:
+        super().__init__()
+        if k < 0:
+            raise UserError(f"model.k is {k}; legal: 0 or more")
+        self.generator_config = generator
+        self.optimizer_config = optimizer or OptimizerConfig()
+        self.k = k
+        self.decoding = decoding
+        self.generator: Generator
+        self.bank = Bank()
+        self.phase_index = 0
+        self.phase_start = 0  # global step at which the phase began
+        self._data: RagDataModule | None = None
+        self._phases: list[Phase] | None = None
+
+    @property
+    def data(self) -> RagDataModule:
+        """The data module that this method was set up with."""
+        if self._data is None:
+            raise RuntimeError(f"{type(self).__name__}.data before setup()")
+        return self._data
+
+    @property
+    def schedule(self) -> list[Phase]:
+        """The phases, listed once."""
+        if self._phases is None:
+            self._phases = self.phases()
+        return self._phases
+
+    @property
+    def phase(self) -> Phase:
+        """The current phase; the last one when training is over."""
+        return self.schedule[min(self.phase_index, len(self.schedule) - 1)]
+
+    @abstractmethod
+    def phases(self) -> list[Phase]:
+        """List the phases of the training, in order."""
+
+    @abstractmethod
+    def retrieve(self, batch: RagBatch, k: int) -> Retrieved:
+        """Rank the candidates of each query and choose `k` of them."""
+
+    def groups(self) -> dict[str, nn.Module]:
+        """Return the named parameter groups that phases can train."""
+        return {"generator": self.generator}
+
+    def build(self) -> None:
+        """Make the models; a method with more than a generator extends this."""
+        self.generator = build_generator(self.generator_config, self.data.corpus())
+
+    def attach(self, data: RagDataModule) -> None:
+        """Take task, store and queries from `data` and make the models, unless that was done."""
+        if self._data is not None:
+            return
+        self._data = data
+        if self.k > data.num_candidates:
+            raise UserError(
+                f"model.k is {self.k}, but data.num_candidates is {data.num_candidates}; "
+                "legal: k up to num_candidates"
+            )
+        # The weights depend on the seed alone, whatever was drawn before (a cache hit, say).
+        torch.manual_seed(data.seed)
+        self.build()
+
+    def setup(self, stage: str) -> None:
+        """Lightning's hook: attach the trainer's data module."""
+        self.attach(self.trainer.datamodule)  # type: ignore[attr-defined]
+
+    def prompts(self, batch: RagBatch, retrieved: Retrieved) -> list[Prompt]:
+        """Return the generator's input of each query, with its chosen passages, best first."""
+        ids = retrieved.candidate_ids.tolist()
+        prompts = []
+        for row, (instance, positions) in enumerate(
+            zip(batch.instances, retrieved.positions.tolist(), strict=True)
+        ):
+            passages = [self.data.store[ids[row][p]] for p in positions if p >= 0]
+            rendered = tuple(self.render(passage) for passage in passages)
+            prompts.append(Prompt(self.data.task.source(instance), rendered))
+        return prompts
+
+    def render(self, passage: Passage) -> Rendered:
+        """Return a passage as the generator reads it."""
+        return self.data.task.passage(passage)
+
+    def generator_loss(self, batch: RagBatch) -> LossTerms:
+        """Mean token NLL of the target given the query and its retrieved passages."""
+        retrieved = self.retrieve(batch, self.k)
+        targets = [self.data.task.target(instance) for instance in batch.instances]
+        log_p = self.generator.log_likelihood(
+            self.prompts(batch, retrieved), targets, reduction="mean"
+        )
+        return LossTerms(total=-log_p.mean())
+
+    def answer(self, batch: RagBatch, retrieved: Retrieved) -> list[str]:
+        """Return the answer to each query: the best allowed one, or generated text, parsed."""
+        task = self.data.task
+        prompts = self.prompts(batch, retrieved)
+        options = [task.options(instance) for instance in batch.instances]
+        if self.decoding == "free" or any(allowed is None for allowed in options):
+            outputs = self.generator.generate(prompts)
+            return [
+                task.parse(output, instance)
+                for output, instance in zip(outputs, batch.instances, strict=True)
+            ]
+        closed = [allowed for allowed in options if allowed is not None]
+        texts = [
+            [task.option_target(instance, option) for option in allowed]
+            for instance, allowed in zip(batch.instances, closed, strict=True)
+        ]
+        log_p = self.generator.choose(prompts, texts)
+        return [
+            allowed[int(scores.argmax())] for allowed, scores in zip(closed, log_p, strict=True)
+        ]
+
+    def predict(self, batch: RagBatch) -> tuple[Predictions, Retrieved]:
+        """Retrieve and answer."""
+        retrieved = self.retrieve(batch, self.k)
+        texts = self.answer(batch, retrieved)
+        return Predictions(texts=texts, ranking=retrieved.scores.detach()), retrieved
+
+    def on_train_batch_start(self, batch: RagBatch, batch_idx: int) -> None:
+        """Draw the step's randomness from (seed, step) alone, so that a resumed run repeats it."""
+        torch.manual_seed(self.data.seed * 1_000_003 + self.global_step)
+
+    def training_step(self, batch: RagBatch, batch_idx: int) -> Tensor:
+        """Lightning's hook: the loss of the current phase."""
+        loss = self.phase.loss(batch)
+        if not torch.isfinite(loss.total):
+            ids = ", ".join(instance.id for instance in batch.instances[:5])
+            raise UserError(
+                f"the loss of phase {self.phase.name!r} is {loss.total.item()} at step "
+                f"{self.global_step} (queries {ids}, …); a smaller learning rate or "
+                "trainer.gradient_clip_val usually helps; the last checkpoint is untouched"
+            )
+        size = len(batch.instances)
+        self.log("train/loss", loss.total, prog_bar=True, batch_size=size)
+        self.log_dict({f"train/{k}": v for k, v in loss.terms.items()}, batch_size=size)
+        return loss.total
+
+    def validation_step(self, batch: RagBatch, batch_idx: int) -> dict[str, Any]:
+        """Lightning's hook: predictions for the callbacks."""
+        return self._evaluation_step(batch)
+
+    def test_step(self, batch: RagBatch, batch_idx: int) -> dict[str, Any]:
+        """Lightning's hook: predictions for the callbacks."""
+        return self._evaluation_step(batch)
+
+    def predict_step(self, batch: RagBatch, batch_idx: int) -> dict[str, Any]:
+        """Lightning's hook: predictions for the callbacks."""
+        return self._evaluation_step(batch)
+
+    def _evaluation_step(self, batch: RagBatch) -> dict[str, Any]:
+        predictions, retrieved = self.predict(batch)
+        return {"predictions": predictions, "retrieved": retrieved}
+
+    def learning_rate(self, name: str) -> float:
+        """Return the base learning rate of the parameter `name`."""
+        rates = self.optimizer_config.learning_rates
+        matching = [prefix for prefix in rates if (name + ".").startswith(prefix + ".")]
+        if not matching:
+            raise UserError(
+                f"no learning rate for parameter {name!r}: "
+                f"optimizer.learning_rates names {sorted(rates)}; "
+                f"legal: prefixes of parameter names, such as {name.split('.')[0]!r}"
+            )
+        return rates[max(matching, key=len)]
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """AdamW over all parameters that some phase trains, and the schedule within the phase."""
+        config = self.optimizer_config
+        trained = {name for phase in self.schedule for name in phase.trains}
+        legal = self.groups()
+        if unknown := trained - legal.keys():
+            raise ValueError(f"phases train {sorted(unknown)}; legal: {sorted(legal)}")
+        grouped: dict[tuple[float, float], list[nn.Parameter]] = {}
+        used = set()
+        for name, parameter in self.named_parameters():
+            if not any(name == g or name.startswith(g + ".") for g in trained):
+                parameter.requires_grad_(False)
+                continue
+            if not parameter.requires_grad:
+                continue  # frozen by its backbone (a quantised or adapter-tuned model)
+            used.add(name)
+            decay = config.weight_decay if parameter.ndim > 1 else 0.0
+            grouped.setdefault((self.learning_rate(name), decay), []).append(parameter)
+        names = [name + "." for name, _ in self.named_parameters()]
+        for prefix in config.learning_rates:
+            if not any(name.startswith(prefix + ".") for name in names):
+                raise UserError(
+                    f"optimizer.learning_rates.{prefix} matches no parameter; legal: prefixes of "
+                    f"parameter names, such as {', '.join(_prefixes(used))}"
+                )
+        optimizer = torch.optim.AdamW(
+            [
+                {"params": parameters, "lr": rate, "weight_decay": decay}
+                for (rate, decay), parameters in sorted(grouped.items(), key=lambda item: item[0])
+            ],
+            betas=config.betas,
+            eps=config.epsilon,
+            fused=True,
+        )
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self._rate_factor)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
+        }
+
+    def _rate_factor(self, step: int) -> float:
+        return self.optimizer_config.factor(step - self.phase_start, self.phase_steps(self.phase))
+
+    def phase_steps(self, phase: Phase) -> int:
+        """Return how many optimiser steps `phase` lasts if it is not stopped early."""
+        if phase.steps is not None:
+            return phase.steps
+        if phase.epochs is None:
+            raise ValueError(f"phase {phase.name!r} has neither epochs nor steps")
+        batches = math.ceil(len(self.data.splits.train) / self.data.batch_size)
+        limit = self.trainer.limit_train_batches
+        batches = int(batches * limit) if isinstance(limit, float) else min(batches, limit)
+        return phase.epochs * math.ceil(batches / self.trainer.accumulate_grad_batches)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Lightning's hook: phase and bank go with the weights."""
+        checkpoint["phase_index"] = self.phase_index
+        checkpoint["phase_start"] = self.phase_start
+        checkpoint["bank"] = self.bank.state_dict()
+
+    def on_load_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
+        """Lightning's hook: take phase and bank back."""
+        self.phase_index = checkpoint["phase_index"]
+        self.phase_start = checkpoint["phase_start"]
+        self.bank.load_state_dict(checkpoint["bank"])
+
+
+def as_method(module: LightningModule) -> Method:
+    """Return `module` as the method it is; callbacks are handed plain LightningModules."""
+    if not isinstance(module, Method):
+        raise TypeError(f"this callback serves methods, got {type(module).__name__}")
+    return module
+
+
+def _prefixes(names: Sequence[str] | set[str]) -> list[str]:
+    """Return the short prefixes of parameter names that a user would choose from."""
+    return sorted({".".join(name.split(".")[:depth]) for name in names for depth in (1, 3)})[:8]
+
+
+def first_stage_choice(batch: RagBatch, k: int) -> Retrieved:
+    """Return the first `k` candidates as the first-stage retriever ranked them."""
+    found = batch.candidate_ids[:, :k] >= 0  # (B, K)
+    columns = torch.arange(k, device=found.device).expand_as(found)
+    return Retrieved(
+        candidate_ids=batch.candidate_ids,
+        scores=batch.candidate_scores,
+        positions=torch.where(found, columns, -1),
+    )
