@@ -156,4 +156,7 @@ def _publish(temporary: Path, entry: Path, key: Key) -> None:
                 entry.rename(aside)
             except FileNotFoundError:
                 continue
-            shutil.rmtree(aside, ignore_errors=True)
+            if aside.is_dir():
+                shutil.rmtree(aside, ignore_errors=True)
+            else:
+                aside.unlink()

@@ -1,0 +1,1 @@
+"""Retrieval by embeddings: the index and what searches it."""

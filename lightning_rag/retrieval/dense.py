@@ -1,0 +1,147 @@
+"""First-stage retrieval by the embeddings of a frozen encoder."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lightning_rag.backbones.config import EncoderConfig
+from lightning_rag.backbones.encoder import Encoder, build_encoder
+from lightning_rag.data.cache import cached, hash_texts
+from lightning_rag.data.candidates import Candidates, FirstStage, SearchRequest
+from lightning_rag.errors import UserError
+from lightning_rag.retrieval.index import PassageIndex
+from lightning_rag.types import Rendered
+
+log = logging.getLogger(__name__)
+
+
+class Dense(FirstStage):
+    """Ranks passages by the inner product of embeddings; the cosine if the encoder normalises.
+
+    The encoder is never trained here. One of source "tiny" has random weights drawn from the
+    request's seed, and a tokeniser trained on the passages.
+
+    Args:
+        encoder: what the encoder is made of.
+        factory: FAISS index factory string; "Flat" is exact search.
+        search_parameters: FAISS search-time parameters, such as "nprobe=16" for an IVF index.
+        batch_size: texts encoded at once.
+        cache_dir: folder that keeps the embeddings of the passages between runs; None keeps them
+            in this process only. The data module keeps the candidates in either case.
+
+    Raises:
+        UserError: `batch_size` below 1.
+    """
+
+    def __init__(
+        self,
+        encoder: EncoderConfig,
+        factory: str = "Flat",
+        search_parameters: str = "",
+        batch_size: int = 64,
+        cache_dir: str | None = None,
+    ) -> None:
+        if batch_size < 1:
+            raise UserError(f"Dense: batch_size is {batch_size}; legal: 1 or more")
+        self.encoder = encoder
+        self.factory = factory
+        self.search_parameters = search_parameters
+        self.batch_size = batch_size
+        self.cache_dir = None if cache_dir is None else Path(cache_dir).expanduser()
+        self._pretrained: Encoder | None = None
+        self._keys: tuple[str, Tensor] | None = None  # hash of encoder and keys; embeddings
+
+    def fingerprint(self) -> dict[str, str | int | float | bool]:
+        """Return the name, the index and the encoder: its weights, where they come from a file."""
+        if self.encoder.source == "tiny":  # its weights follow from the request
+            model = json.dumps(dataclasses.asdict(self.encoder), sort_keys=True)
+        else:
+            model = self._loaded().fingerprint()
+        return {
+            "first_stage": "dense",
+            "encoder": model,
+            "factory": self.factory,
+            "search_parameters": self.search_parameters,
+        }
+
+    def search(self, request: SearchRequest) -> Candidates:
+        """Return the `request.count` nearest passages of each query, none of them excluded."""
+        encoder = self._for(request)
+        cut = encoder.truncated
+        encoder.to("cuda" if torch.cuda.is_available() else "cpu")
+        try:
+            keys = self._embed_keys(encoder, request.keys)  # (M, D)
+            queries = self._embed_queries(encoder, request, keys)  # (Q, D)
+        finally:
+            encoder.to("cpu")  # the device is for training
+        if encoder.truncated > cut:
+            log.warning(
+                "%d texts are longer than the encoder's %d tokens and were cut",
+                encoder.truncated - cut,
+                self.encoder.max_length,
+            )
+        index = PassageIndex(keys.shape[1], self.factory, self.search_parameters)
+        index.build(keys)
+        scores, rows = index.search(queries, request.count, exclude=request.exclude)
+        return Candidates(ids=rows.numpy(), scores=scores.numpy())
+
+    def _for(self, request: SearchRequest) -> Encoder:
+        if self.encoder.source != "tiny":
+            return self._loaded()
+        # The tiny encoder's weights come from torch's global generator, which is put back after.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(request.seed)
+            return build_encoder(self.encoder, request.keys).eval()
+
+    def _loaded(self) -> Encoder:
+        if self._pretrained is None:
+            self._pretrained = build_encoder(self.encoder, ()).eval()
+        return self._pretrained
+
+    def _embed_keys(self, encoder: Encoder, keys: Sequence[str]) -> Tensor:
+        """Embed the passages, unless that was done before: every split asks the same store."""
+        key: dict[str, str | int | float | bool] = {
+            "embeddings": "dense",
+            "encoder": encoder.fingerprint(),
+            "texts": hash_texts(keys),
+        }
+        name = json.dumps(key)
+        if self._keys is None or self._keys[0] != name:
+            if self.cache_dir is None:
+                vectors = self._embed(encoder, keys)
+            else:
+                arrays = cached(
+                    self.cache_dir / "embeddings",
+                    key,
+                    lambda: {"vectors": self._embed(encoder, keys).numpy()},
+                )
+                vectors = torch.from_numpy(arrays["vectors"])
+            self._keys = name, vectors
+        return self._keys[1]
+
+    def _embed_queries(self, encoder: Encoder, request: SearchRequest, keys: Tensor) -> Tensor:
+        """Embed the queries; a training query is often a passage's text, and embedded already."""
+        rows = {text: row for row, text in enumerate(request.keys)}
+        fresh = [text for text in dict.fromkeys(request.queries) if text not in rows]
+        rows.update({text: len(keys) + number for number, text in enumerate(fresh)})
+        if fresh:
+            keys = torch.cat([keys, self._embed(encoder, fresh)])
+        return keys[[rows[text] for text in request.queries]]
+
+    def _embed(self, encoder: Encoder, texts: Sequence[str]) -> Tensor:
+        """Embed texts, each distinct one once.
+
+        Returns:
+            (len(texts), D) float32.
+        """
+        numbers = {text: number for number, text in enumerate(dict.fromkeys(texts))}
+        log.info("encoding %d texts (%d distinct)", len(texts), len(numbers))
+        distinct = encoder.encode([Rendered(text) for text in numbers], self.batch_size)
+        return distinct[[numbers[text] for text in texts]]
