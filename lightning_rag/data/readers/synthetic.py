@@ -66,6 +66,8 @@ class SyntheticQuestions(Reader):
         two_hop: share of the questions that need two passages.
         questions_per_company: different questions asked about a company and its people.
         cities: cities to be born, to live and to be based in; one over the chance to guess one.
+        same_trade: about how many people share a trade, by which a retriever by words can find the
+            second passage; one over the chance to answer without the first.
 
     Raises:
         UserError: if a value is not legal.
@@ -79,6 +81,7 @@ class SyntheticQuestions(Reader):
         two_hop: float = 0.5,
         questions_per_company: int = 4,
         cities: int = 40,
+        same_trade: int = 5,
     ) -> None:
         self.sizes = QuestionSizes(
             train=train,
@@ -87,6 +90,7 @@ class SyntheticQuestions(Reader):
             two_hop=two_hop,
             questions_per_company=questions_per_company,
             cities=cities,
+            same_trade=same_trade,
         )
 
     def read(self, root: Path | None, seed: int) -> Splits:

@@ -54,6 +54,11 @@ def city_name(rng: random.Random) -> str:
     return _root(rng).capitalize() + rng.choice(("ham", "burg", "ton", "wick"))
 
 
+def trade(rng: random.Random) -> str:
+    """Make up one of 5,760 trades of people."""
+    return _root(rng) + rng.choice(("smith", "wright", "monger", "weaver"))
+
+
 def check_range(name: str, value: float, low: float, high: float) -> None:
     """Check one number of a configuration.
 
