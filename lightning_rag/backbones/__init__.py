@@ -1,0 +1,1 @@
+"""Encoders and generators: every method gets its models here and nowhere else."""

@@ -1,0 +1,169 @@
+"""Bi-encoder: texts to vectors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from lightning_rag.backbones.backbone import Backbone, check_length
+from lightning_rag.backbones.config import EncoderConfig
+from lightning_rag.backbones.inputs import Row, tokenize
+from lightning_rag.backbones.sources import load_model, load_tokenizer
+from lightning_rag.backbones.tiny import tiny_encoder, train_tokenizer
+from lightning_rag.backbones.truncation import Piece, inside
+from lightning_rag.errors import UserError
+from lightning_rag.types import Rendered
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+class Encoder(Backbone):
+    """Embeds texts, whole or at the spans that they name.
+
+    Args:
+        model: a transformer encoder.
+        tokenizer: its fast tokeniser.
+        config: pooling, limit and normalisation.
+
+    Attributes:
+        dimension: D, the width of the embeddings.
+    """
+
+    config: EncoderConfig
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        config: EncoderConfig,
+    ) -> None:
+        if config.pooling not in ("mean", "first"):
+            raise UserError(f"pooling must be 'mean' or 'first', got {config.pooling!r}")
+        super().__init__(model, tokenizer, config)
+        check_length("max_length", config.max_length, model)
+        self.dimension: int = model.config.hidden_size
+
+    def forward(self, texts: Sequence[Rendered]) -> Tensor:
+        """Embed whole texts.
+
+        Returns:
+            (B, D), of unit length if so configured.
+        """
+        pieces = self._pieces(texts)
+        states, mask = self._states(pieces)
+        if self.config.pooling == "first":
+            return self._normalize(states[:, 0])
+        weights = mask.unsqueeze(-1).to(states.dtype)  # (B, L, 1)
+        return self._normalize((states * weights).sum(dim=1) / weights.sum(dim=1))
+
+    def spans(self, texts: Sequence[Rendered], names: Sequence[str]) -> Tensor:
+        """Embed the named spans of texts: the mean over the tokens of each.
+
+        Args:
+            texts: B texts, each with all of the spans `names`.
+            names: V names of spans, such as "head" and "tail".
+
+        Returns:
+            (B, V, D), each vector of unit length if so configured.
+
+        Raises:
+            ValueError: a text without one of the spans, or a span without tokens.
+        """
+        pieces = self._pieces(texts)
+        states, _ = self._states(pieces)
+        weights = torch.zeros(len(texts), len(names), states.shape[1], dtype=states.dtype)
+        for row, piece in enumerate(pieces):
+            for column, name in enumerate(names):
+                tokens = self._span_tokens(piece, name)
+                weights[row, column, tokens] = 1.0 / len(tokens)
+        return self._normalize(weights.to(states.device) @ states)
+
+    @torch.no_grad()
+    def encode(self, texts: Sequence[Rendered], batch_size: int) -> Tensor:
+        """Embed many texts without gradient or dropout, batched by length.
+
+        Returns:
+            (n, D) float32 on the CPU, in the order of `texts`.
+        """
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        order = sorted(range(len(texts)), key=lambda i: len(texts[i].text), reverse=True)
+        vectors = torch.empty(len(texts), self.dimension)
+        training = self.training
+        self.eval()
+        try:
+            for start in range(0, len(order), batch_size):
+                rows = order[start : start + batch_size]
+                vectors[rows] = self([texts[i] for i in rows]).float().cpu()
+        finally:
+            self.train(training)
+        return vectors
+
+    def _pieces(self, texts: Sequence[Rendered]) -> list[Piece]:
+        """Tokenise texts and cut them to the limit."""
+        if not texts:
+            raise ValueError("at least one text is needed, got none")
+        limit = self.config.max_length - len(self.layout.prefix) - len(self.layout.suffix)
+        pieces = []
+        for piece in tokenize(self.tokenizer, texts):
+            self.truncated += len(piece.ids) > limit
+            pieces.append(piece.cut(limit))
+        return pieces
+
+    def _states(self, pieces: Sequence[Piece]) -> tuple[Tensor, Tensor]:
+        """Return the last hidden states (B, L, D) and the mask (B, L)."""
+        rows = []
+        for piece in pieces:
+            ids = [*self.layout.prefix, *piece.ids, *self.layout.suffix]
+            rows.append(Row(ids, [0] * len(ids)))
+        batch = self._pad(rows)
+        output = self.model(input_ids=batch.ids, attention_mask=batch.mask)
+        return output.last_hidden_state, batch.mask
+
+    def _span_tokens(self, piece: Piece, name: str) -> list[int]:
+        """Return the columns of a span's tokens in the padded batch."""
+        span = piece.rendered.spans.get(name)
+        if span is None:
+            raise ValueError(
+                f"the text has no span {name!r}, only {sorted(piece.rendered.spans)}: "
+                f"{piece.rendered.text[:80]!r}"
+            )
+        shift = len(self.layout.prefix)
+        tokens = [shift + i for i, offset in enumerate(piece.offsets) if inside(offset, span)]
+        if not tokens:
+            raise ValueError(
+                f"the span {name!r} at {span} has no tokens: {piece.rendered.text[:80]!r}"
+            )
+        return tokens
+
+    def _normalize(self, vectors: Tensor) -> Tensor:
+        if not self.config.normalize:
+            return vectors
+        return torch.nn.functional.normalize(vectors, dim=-1)
+
+
+def build_encoder(config: EncoderConfig, corpus: Iterable[str]) -> Encoder:
+    """Build an encoder.
+
+    Args:
+        config: what it is made of.
+        corpus: texts for the tokeniser of a tiny model; not read for other sources.
+
+    Raises:
+        UserError: a source that cannot be had, or a setting that is not legal.
+    """
+    if config.source == "tiny":
+        tiny = train_tokenizer(config.tiny, corpus)
+        return Encoder(tiny_encoder(config.tiny, tiny), tiny, config)
+    tokenizer = load_tokenizer(config.source, trust_remote_code=config.trust_remote_code)
+    model = load_model(
+        config.source,
+        "encoder",
+        trust_remote_code=config.trust_remote_code,
+        dtype=config.dtype,
+    )
+    return Encoder(model, tokenizer, config)

@@ -1,0 +1,280 @@
+"""What all generators can do, whatever their architecture."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor
+
+from lightning_rag.backbones.backbone import Backbone
+from lightning_rag.backbones.config import GeneratorConfig
+from lightning_rag.backbones.inputs import input_embeddings, tokenize
+from lightning_rag.backbones.scoring import ScoringPlan, plan_scoring
+from lightning_rag.backbones.trie import Trie, build_trie
+from lightning_rag.backbones.truncation import Fitted, fit
+from lightning_rag.errors import UserError
+from lightning_rag.functional.likelihood import sequence_log_likelihood
+from lightning_rag.types import Prompt, Rendered
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+TRIES_KEPT = 1024  # distinct lists of allowed answers whose tries stay in memory
+ROWS_PER_CALL = 512  # prefixes of allowed answers that a decoder reads in one call
+
+
+class Generator(Backbone, ABC):
+    """Reads a query with its passages and writes an answer.
+
+    Args:
+        model: a generator of the transformers library.
+        tokenizer: its fast tokeniser.
+        config: limits and input modes.
+
+    Attributes:
+        hidden_size: D, the width of the input embeddings, and so of soft prompts.
+        end_id: the token that ends an answer.
+    """
+
+    config: GeneratorConfig
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        config: GeneratorConfig,
+    ) -> None:
+        super().__init__(model, tokenizer, config)
+        if config.max_target_length < 2:
+            raise UserError(f"max_target_length must be at least 2, got {config.max_target_length}")
+        if config.num_beams < 1:
+            raise UserError(f"num_beams must be at least 1, got {config.num_beams}")
+        self.hidden_size: int = input_embeddings(model).embedding_dim
+        end_id = tokenizer.eos_token_id
+        self.end_id: int = tokenizer.sep_token_id if end_id is None else end_id
+        # Tokens that begin every answer and are scored with it (BART's <s>), usually none.
+        self.answer_prefix: tuple[int, ...] = ()
+        self._tries: dict[tuple[str, ...], Trie] = {}
+
+    def log_likelihood(
+        self,
+        prompts: Sequence[Prompt],
+        targets: Sequence[str],
+        *,
+        soft_prompt: Tensor | None = None,
+        reduction: Literal["sum", "mean"] = "sum",
+    ) -> Tensor:
+        """Log-likelihood of each target given its prompt, end-of-sequence token included.
+
+        Logits are computed at the answers' tokens only: memory for them does not depend on the
+        prompts' length. The training loss is `-log_likelihood(...).mean()`.
+
+        Args:
+            prompts: B prompts.
+            targets: B answers.
+            soft_prompt: (B, P, D) vectors put into the input embeddings.
+            reduction: "sum" or "mean" over the tokens of each target.
+
+        Returns:
+            (B,) float32, in nats; differentiable in the weights and the soft prompt.
+
+        Raises:
+            ValueError: numbers of prompts, targets and soft prompts that differ.
+        """
+        self._check_batch(prompts, soft_prompt)
+        if len(targets) != len(prompts):
+            raise ValueError(f"{len(prompts)} prompts need as many targets, got {len(targets)}")
+        answers = self._answers(targets)
+        self.tokens += sum(len(answer) for answer in answers)
+        rows = torch.tensor([b for b, answer in enumerate(answers) for _ in answer])
+        steps = torch.tensor([t for answer in answers for t in range(len(answer))])
+        rows, steps = rows.to(self.device), steps.to(self.device)
+        logits = self._answer_logits(prompts, answers, rows, steps, soft_prompt)  # (N, V)
+        labels = torch.tensor([token for answer in answers for token in answer])
+        # One answer token per row of (N, 1, V): padding has no logits at all.
+        each = sequence_log_likelihood(logits[:, None], labels[:, None].to(logits.device))
+        # Placed, not added up at random: the order of a sum changes its last bits.
+        table = each.new_zeros(len(answers), max(map(len, answers)))
+        total = table.index_put((rows, steps), each).sum(dim=1)
+        if reduction == "sum":
+            return total
+        return total / total.new_tensor([len(answer) for answer in answers])
+
+    def choose(
+        self,
+        prompts: Sequence[Prompt],
+        options: Sequence[Sequence[str]],
+        *,
+        soft_prompt: Tensor | None = None,
+    ) -> list[Tensor]:
+        """Log-probabilities of each prompt's allowed answers.
+
+        The answers' tokens form a trie. Where the trie branches, the logits of the branches are
+        normalised among themselves; an answer's log-probability is the sum along its path.
+        The prompt is read once, whatever the number of answers.
+
+        Args:
+            prompts: B prompts.
+            options: the allowed answers of each prompt.
+            soft_prompt: (B, P, D) vectors put into the input embeddings.
+
+        Returns:
+            per prompt (n_i,) float32 in the order of its options; their logsumexp is 0.
+
+        Raises:
+            ValueError: no option, two equal ones, or numbers that differ.
+            UserError: an option longer than the target limit.
+        """
+        self._check_batch(prompts, soft_prompt)
+        if len(options) != len(prompts):
+            raise ValueError(
+                f"{len(prompts)} prompts need as many lists of options, got {len(options)}"
+            )
+        tries = [self._trie(tuple(answers)) for answers in options]
+        scores: list[Tensor] = []
+        for start, stop in _batches([len(trie.rows) for trie in tries], ROWS_PER_CALL):
+            plan = plan_scoring(tries[start:stop])
+            self.tokens += sum(map(len, plan.row_tokens))
+            soft = None if soft_prompt is None else soft_prompt[start:stop]
+            scores += plan.scores(*self._branch_logits(prompts[start:stop], plan, soft))
+        return scores
+
+    @abstractmethod
+    def generate(
+        self, prompts: Sequence[Prompt], *, soft_prompt: Tensor | None = None
+    ) -> list[str]:
+        """Write an answer to each of B prompts, greedily or by beam search.
+
+        Args:
+            prompts: B prompts.
+            soft_prompt: (B, P, D) vectors put into the input embeddings.
+
+        Returns:
+            B answers without special tokens.
+        """
+
+    @abstractmethod
+    def _answer_logits(
+        self,
+        prompts: Sequence[Prompt],
+        answers: Sequence[Sequence[int]],
+        rows: Tensor,
+        steps: Tensor,
+        soft_prompt: Tensor | None,
+    ) -> Tensor:
+        """Return the logits (N, V) that predict token `steps[n]` of the answer of `rows[n]`."""
+
+    @abstractmethod
+    def _branch_logits(
+        self, prompts: Sequence[Prompt], plan: ScoringPlan, soft_prompt: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Return the logits at the plan's root nodes and at its inner nodes."""
+
+    def _answer_text(self, answer: str) -> str:
+        """Return an answer as the model writes it after its prompt."""
+        return answer
+
+    def _fit(
+        self, prompts: Sequence[Prompt], limit: int, separator: int, split: bool
+    ) -> list[list[Fitted]]:
+        """Tokenise prompts and cut them to a limit.
+
+        Args:
+            prompts: B prompts.
+            limit: tokens of one input without the special tokens around it.
+            separator: further tokens that each passage costs.
+            split: one input for each passage, instead of one for the prompt.
+
+        Returns:
+            per prompt its inputs.
+        """
+        texts = [text for prompt in prompts for text in (prompt.query, *prompt.passages)]
+        pieces = iter(tokenize(self.tokenizer, texts))
+        fitted = []
+        for prompt in prompts:
+            query = next(pieces)
+            passages = [next(pieces) for _ in prompt.passages]
+            groups = [[passage] for passage in passages] if split and passages else [passages]
+            inputs = [
+                fit(
+                    query,
+                    group,
+                    limit,
+                    separator=separator,
+                    passage_limit=self.config.max_passage_length,
+                )
+                for group in groups
+            ]
+            self.truncated += sum(one.truncated for one in inputs)
+            fitted.append(inputs)
+        return fitted
+
+    def _answers(self, targets: Sequence[str]) -> list[tuple[int, ...]]:
+        """Return the tokens of answers, ended, and cut to the target limit."""
+        limit = self.config.max_target_length
+        answers = []
+        for tokens in self._whole_answers(targets):
+            if len(tokens) > limit:
+                self.truncated += 1
+                tokens = (*tokens[: limit - 1], self.end_id)
+            answers.append(tokens)
+        return answers
+
+    def _whole_answers(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
+        """Return the tokens of answers, ended."""
+        pieces = tokenize(self.tokenizer, [Rendered(self._answer_text(text)) for text in texts])
+        return [(*self.answer_prefix, *piece.ids, self.end_id) for piece in pieces]
+
+    def _trie(self, options: tuple[str, ...]) -> Trie:
+        """Return the trie of a list of allowed answers, built once for equal lists."""
+        if options in self._tries:
+            return self._tries[options]
+        if len(set(options)) < len(options):
+            twice = sorted({option for option in options if options.count(option) > 1})
+            raise ValueError(f"allowed answers must differ, got more than once: {twice}")
+        answers = self._whole_answers(options)
+        longest = max(map(len, answers), default=0)
+        if longest > self.config.max_target_length:
+            raise UserError(
+                f"max_target_length must be at least {longest} for the allowed answers, "
+                f"got {self.config.max_target_length}"
+            )
+        if len(self._tries) >= TRIES_KEPT:
+            self._tries.clear()
+        self._tries[options] = build_trie(answers)
+        return self._tries[options]
+
+    def _check_batch(self, prompts: Sequence[Prompt], soft_prompt: Tensor | None) -> None:
+        """Refuse an empty batch and soft prompts that do not fit it."""
+        if not prompts:
+            raise ValueError("at least one prompt is needed, got none")
+        if soft_prompt is not None and (
+            soft_prompt.dim() != 3
+            or soft_prompt.shape[0] != len(prompts)
+            or soft_prompt.shape[2] != self.hidden_size
+        ):
+            raise ValueError(
+                f"soft_prompt must be (B={len(prompts)}, P, D={self.hidden_size}), "
+                f"got {tuple(soft_prompt.shape)}"
+            )
+
+    def _decode(self, sequences: Tensor) -> list[str]:
+        """Return generated tokens as text."""
+        texts: list[str] = self.tokenizer.batch_decode(
+            sequences, skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        return [text.strip() for text in texts]
+
+
+def _batches(sizes: Sequence[int], limit: int) -> Iterator[tuple[int, int]]:
+    """Yield ranges [start, stop) whose sizes add up to at most `limit`, or of one element."""
+    start = total = 0
+    for stop, size in enumerate(sizes):
+        if total + size > limit and stop > start:
+            yield start, stop
+            start, total = stop, 0
+        total += size
+    yield start, len(sizes)

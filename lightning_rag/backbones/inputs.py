@@ -1,0 +1,115 @@
+"""From rendered texts to padded rows of token ids."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from lightning_rag.backbones.truncation import Piece
+from lightning_rag.types import Rendered
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The special tokens that a tokeniser puts around one text and between two."""
+
+    prefix: tuple[int, ...]
+    middle: tuple[int, ...]
+    suffix: tuple[int, ...]
+
+
+@dataclass
+class Row:
+    """One input of a model."""
+
+    ids: list[int]
+    segments: list[int]  # token type ids
+
+
+@dataclass
+class Padded:
+    """B inputs padded to the longest of them."""
+
+    ids: Tensor  # (B, L) long
+    mask: Tensor  # (B, L) long; 1 = token, 0 = padding
+    segments: Tensor  # (B, L) long
+
+
+def read_layout(tokenizer: PreTrainedTokenizerBase) -> Layout:
+    """Learn a tokeniser's special tokens from what it makes of two letters."""
+    encoded = tokenizer("a", "b", return_special_tokens_mask=True)
+    ids: list[int] = list(encoded["input_ids"])
+    special: list[int] = list(encoded["special_tokens_mask"])
+    runs = [
+        (flag, tuple(token for _, token in group))
+        for flag, group in itertools.groupby(
+            zip(special, ids, strict=True), key=lambda pair: pair[0]
+        )
+    ]
+    prefix = runs[0][1] if runs[0][0] else ()
+    suffix = runs[-1][1] if runs[-1][0] else ()
+    inner = runs[bool(prefix) : len(runs) - bool(suffix)]
+    middle = next((tokens for flag, tokens in inner if flag), ())
+    return Layout(prefix, middle, suffix)
+
+
+def tokenize(tokenizer: PreTrainedTokenizerBase, texts: Sequence[Rendered]) -> list[Piece]:
+    """Return the tokens of each text, without special tokens."""
+    if not texts:
+        return []
+    encoded = tokenizer(
+        [text.text for text in texts],
+        add_special_tokens=False,
+        return_offsets_mapping=True,
+        return_attention_mask=False,
+        return_token_type_ids=False,
+        verbose=False,  # longer than the model's limit is a matter of truncation.py
+    )
+    ids: list[list[int]] = encoded["input_ids"]
+    offsets: list[list[tuple[int, int]]] = encoded["offset_mapping"]
+    return [Piece(*parts) for parts in zip(ids, offsets, texts, strict=True)]
+
+
+def pad(rows: Sequence[Row], pad_id: int, device: torch.device, *, left: bool = False) -> Padded:
+    """Pad rows to the longest of them, on the right or on the left."""
+    longest = max(len(row.ids) for row in rows)
+    ids, mask, segments = [], [], []
+    for row in rows:
+        missing = longest - len(row.ids)
+        before, after = (missing, 0) if left else (0, missing)
+        ids.append([pad_id] * before + row.ids + [pad_id] * after)
+        mask.append([0] * before + [1] * len(row.ids) + [0] * after)
+        segments.append([0] * before + row.segments + [0] * after)
+    stacked = torch.tensor([ids, mask, segments], device=device)  # (3, B, L): one transfer
+    return Padded(stacked[0], stacked[1], stacked[2])
+
+
+def input_embeddings(model: PreTrainedModel) -> nn.Embedding:
+    """Return a model's table of word embeddings."""
+    embeddings = model.get_input_embeddings()
+    assert isinstance(embeddings, nn.Embedding)
+    return embeddings
+
+
+def place_soft_prompt(embeddings: Tensor, soft_prompt: Tensor, first: Tensor) -> Tensor:
+    """Write each query's soft prompt over the placeholders of its row.
+
+    Args:
+        embeddings: (B, L, D) embeddings of the tokens and placeholders.
+        soft_prompt: (B, P, D).
+        first: (B,) column of each row's first placeholder.
+
+    Returns:
+        (B, L, D) embeddings; the gradient reaches the soft prompt.
+    """
+    columns = first[:, None] + torch.arange(soft_prompt.shape[1], device=first.device)  # (B, P)
+    index = columns[:, :, None].expand(-1, -1, embeddings.shape[-1])  # (B, P, D)
+    return embeddings.scatter(1, index, soft_prompt.to(embeddings.dtype))

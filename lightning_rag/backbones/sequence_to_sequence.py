@@ -1,0 +1,222 @@
+"""Encoder-decoder generators: T5 and its kind, and decoders put onto an encoder checkpoint."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from lightning_rag.backbones.backbone import check_length
+from lightning_rag.backbones.config import GeneratorConfig
+from lightning_rag.backbones.generator import Generator
+from lightning_rag.backbones.inputs import Layout, Row, input_embeddings, place_soft_prompt
+from lightning_rag.backbones.scoring import ScoringPlan, logits_at
+from lightning_rag.backbones.truncation import Fitted
+from lightning_rag.errors import UserError
+from lightning_rag.types import Prompt
+
+if TYPE_CHECKING:
+    from transformers import EncoderDecoderCache, PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass
+class EncodedPrompts:
+    """What the decoder attends to."""
+
+    states: Tensor  # (B, L, D)
+    mask: Tensor  # (B, L) long
+
+
+class SequenceToSequenceGenerator(Generator):
+    """An encoder reads the prompt, a decoder writes the answer.
+
+    With `passages="concatenate"` the input is the query, then the passages in their order, with
+    separators between them. With `passages="fuse"` each passage is encoded together with the query
+    and the decoder attends to all states (Fusion-in-Decoder, Izacard & Grave 2021, section 3); a
+    soft prompt stands in each of these inputs. The query has token type 0 and the passages have 1,
+    where the model knows token types.
+
+    Args:
+        model: an encoder-decoder model.
+        tokenizer: its fast tokeniser.
+        config: limits and input modes.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        config: GeneratorConfig,
+    ) -> None:
+        super().__init__(model, tokenizer, config)
+        if config.passages not in ("concatenate", "fuse"):
+            raise UserError(f"passages must be 'concatenate' or 'fuse', got {config.passages!r}")
+        encoder = model.get_encoder()
+        check_length("max_source_length", config.max_source_length, encoder)
+        # A model without token types has no parameter for them, or only one row of embeddings.
+        self._segments = (
+            "token_type_ids" in inspect.signature(encoder.forward).parameters
+            and getattr(encoder.config, "type_vocab_size", 0) > 1
+        )
+        self.start_id: int = model.config.decoder_start_token_id
+        self.layout = _with_separator(self.layout, self.end_id)
+        if self.layout.prefix[:1] != (self.start_id,):
+            self.answer_prefix = self.layout.prefix
+
+    def generate(
+        self, prompts: Sequence[Prompt], *, soft_prompt: Tensor | None = None
+    ) -> list[str]:
+        """Write an answer to each of B prompts, greedily or by beam search."""
+        from transformers.modeling_outputs import BaseModelOutput
+
+        self._check_batch(prompts, soft_prompt)
+        encoded = self._encode(prompts, soft_prompt)
+        sequences = self.model.generate(  # type: ignore[operator]
+            encoder_outputs=BaseModelOutput(last_hidden_state=encoded.states),
+            attention_mask=encoded.mask,
+            max_new_tokens=self.config.max_target_length,
+            num_beams=self.config.num_beams,
+            do_sample=False,
+        )
+        self.tokens += int((sequences != self.pad_id).sum())
+        return self._decode(sequences)
+
+    def _answer_logits(
+        self,
+        prompts: Sequence[Prompt],
+        answers: Sequence[Sequence[int]],
+        rows: Tensor,
+        steps: Tensor,
+        soft_prompt: Tensor | None,
+    ) -> Tensor:
+        """Return the logits (N, V) that predict token `steps[n]` of the answer of `rows[n]`."""
+        encoded = self._encode(prompts, soft_prompt)
+        inputs = self._decoder_ids([(self.start_id, *answer[:-1]) for answer in answers])
+        with logits_at(self.model, rows, steps):
+            return self._logits(encoded, inputs, None)
+
+    def _branch_logits(
+        self, prompts: Sequence[Prompt], plan: ScoringPlan, soft_prompt: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Return the logits at the plan's root nodes and at its inner nodes.
+
+        The start token is decoded once per prompt. That fills the cache of the cross-attention's
+        keys and values, which the prefixes of all allowed answers of the prompt then share.
+        """
+        from transformers import DynamicCache, EncoderDecoderCache
+
+        encoded = self._encode(prompts, soft_prompt)
+        starts = self._decoder_ids([(self.start_id,)] * len(prompts))
+        roots = torch.tensor(plan.root_prompts, dtype=torch.long, device=self.device)
+        cache = EncoderDecoderCache(DynamicCache(), DynamicCache()) if plan.row_tokens else None
+        with logits_at(self.model, roots, torch.zeros_like(roots)):
+            root_logits = self._logits(encoded, starts, cache)
+        if cache is None:
+            return root_logits, root_logits.new_zeros(0, root_logits.shape[-1])
+        prompt_of_row = torch.tensor(plan.row_prompts, device=self.device)
+        cache.batch_select_indices(prompt_of_row)
+        selected = EncodedPrompts(encoded.states[prompt_of_row], encoded.mask[prompt_of_row])
+        rows = torch.tensor(plan.inner_rows, device=self.device)
+        columns = torch.tensor(plan.inner_columns, device=self.device)
+        with logits_at(self.model, rows, columns):
+            return root_logits, self._logits(selected, self._decoder_ids(plan.row_tokens), cache)
+
+    def _logits(
+        self, encoded: EncodedPrompts, ids: Tensor, cache: EncoderDecoderCache | None
+    ) -> Tensor:
+        """Run the decoder over tokens (B, T) that follow those in the cache."""
+        from transformers.modeling_outputs import BaseModelOutput
+
+        known = 0 if cache is None else cache.get_seq_length()
+        # All ones: causal attention never sees the padding, which is on the right.
+        mask = torch.ones(ids.shape[0], known + ids.shape[1], dtype=torch.long, device=ids.device)
+        output = self.model(
+            encoder_outputs=BaseModelOutput(last_hidden_state=encoded.states),
+            attention_mask=encoded.mask,
+            decoder_input_ids=ids,
+            decoder_attention_mask=mask,
+            past_key_values=cache,
+            use_cache=cache is not None,
+        )
+        logits: Tensor = output.logits
+        return logits
+
+    def _decoder_ids(self, rows: Sequence[Sequence[int]]) -> Tensor:
+        """Return rows of tokens padded on the right (B, T)."""
+        tensors = [torch.tensor(row, dtype=torch.long) for row in rows]
+        padded = pad_sequence(tensors, batch_first=True, padding_value=self.pad_id)
+        return padded.to(self.device)
+
+    def _encode(self, prompts: Sequence[Prompt], soft_prompt: Tensor | None) -> EncodedPrompts:
+        """Run the encoder once over each prompt."""
+        fuse = self.config.passages == "fuse"
+        special = len(self.layout.prefix) + len(self.layout.suffix)
+        limit = self.config.max_source_length - special
+        fitted = self._fit(prompts, limit, len(self.layout.middle), split=fuse)
+        size = 0 if soft_prompt is None else soft_prompt.shape[1]
+        position = 1 if self.config.soft_prompt_position == "insert" else 0
+        rows = [self._row(one, size, position) for inputs in fitted for one in inputs]
+        check_length("soft prompt and source", max(len(r.ids) for r in rows), self._encoder())
+        batch = self._pad(rows)
+        counts = [len(inputs) for inputs in fitted]
+        embeddings = input_embeddings(self.model)(batch.ids)  # (rows, L, D)
+        if soft_prompt is not None and size:
+            repeated = soft_prompt.repeat_interleave(torch.tensor(counts, device=self.device), 0)
+            first = torch.full((len(rows),), position, device=self.device)
+            embeddings = place_soft_prompt(embeddings, repeated, first)
+        segments = {"token_type_ids": batch.segments} if self._segments else {}
+        output = self._encoder()(inputs_embeds=embeddings, attention_mask=batch.mask, **segments)
+        states: Tensor = output.last_hidden_state
+        if len(rows) == len(prompts):
+            return EncodedPrompts(states, batch.mask)
+        return _join(states, batch.mask, counts)
+
+    def _encoder(self) -> PreTrainedModel:
+        encoder: PreTrainedModel = self.model.get_encoder()
+        return encoder
+
+    def _row(self, fitted: Fitted, soft_prompt_size: int, position: int) -> Row:
+        """Lay out one input: special tokens, query, passages, place for the soft prompt."""
+        layout = self.layout
+        ids = [*layout.prefix, *fitted.query.ids]
+        if fitted.passages:
+            ids += layout.middle
+        query_length = len(ids)
+        for number, passage in enumerate(fitted.passages):
+            ids += [*(layout.middle if number else ()), *passage.ids]
+        ids += layout.suffix
+        segments = [0] * query_length + [int(bool(fitted.passages))] * (len(ids) - query_length)
+        place = [self.pad_id] * soft_prompt_size
+        return Row(
+            [*ids[:position], *place, *ids[position:]],
+            [*segments[:position], *[0] * soft_prompt_size, *segments[position:]],
+        )
+
+
+def _with_separator(layout: Layout, end_id: int) -> Layout:
+    """Return a layout that puts something between a query and a passage."""
+    return layout if layout.middle else Layout(layout.prefix, (end_id,), layout.suffix)
+
+
+def _join(states: Tensor, mask: Tensor, counts: Sequence[int]) -> EncodedPrompts:
+    """Join the states of each prompt's inputs along the length, without the padding between.
+
+    Args:
+        states: (inputs, L, D).
+        mask: (inputs, L) long.
+        counts: number of consecutive inputs of each of B prompts.
+
+    Returns:
+        states (B, L', D) and mask (B, L').
+    """
+    lengths = torch.stack([part.sum() for part in torch.split(mask, list(counts))])  # (B,)
+    columns = torch.arange(int(lengths.max()), device=mask.device)
+    joined_mask = columns[None] < lengths[:, None]  # (B, L')
+    joined = states.new_zeros(*joined_mask.shape, states.shape[-1])
+    joined[joined_mask] = states[mask.bool()]
+    return EncodedPrompts(joined, joined_mask.long())
