@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import sys
+import warnings
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from jsonargparse import Namespace, set_parsing_settings
 from lightning.pytorch import Trainer
@@ -63,7 +64,7 @@ class RagCLI(LightningCLI):
         config = self.config[self.config.subcommand]
         _check_checkpoint(config.get("ckpt_path"), run_folder(config) / "checkpoints")
 
-    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+    def instantiate_trainer(self, **kwargs: object) -> Trainer:
         """Give the trainer the run's logger and the callbacks that every run has."""
         config = self.config[self.subcommand]
         folder = run_folder(config)
@@ -112,7 +113,10 @@ def run_folder(config: Namespace) -> Path:
 
 def _check_folder(folder: Path, config: Namespace) -> None:
     """Refuse to train over a run that is there; continuing it or replacing it must be said."""
-    if config.ckpt_path or config.overwrite or not (folder / "config.yaml").exists():
+    if config.ckpt_path or not (folder / "config.yaml").exists():
+        return
+    if config.overwrite:
+        shutil.rmtree(folder)
         return
     raise UserError(
         f"{folder} holds a run already; legal: --ckpt_path last to continue it, --overwrite true "
@@ -149,6 +153,8 @@ def _flat(config: Namespace) -> dict[str, str | int | float | bool]:
 def main(args: Sequence[str] | None = None) -> int:
     """Run the command line; a user's mistake is one line on stderr and exit code 1."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    # Lightning 2.6 calls a class of torch that torch 2.13 deprecates.
+    warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\)")
     # An absolute ${…} follows a flag that overrides its target, in every subcommand.
     set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
     try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TypedDict
 
 from torch import Tensor
 
@@ -120,3 +121,10 @@ class Predictions:
 
     texts: list[str]  # B; parsed answers: a label of the task, or a short answer
     ranking: Tensor  # (B, N) rank score of each candidate, in the order of batch.candidate_ids
+
+
+class Evaluated(TypedDict):
+    """What an evaluation step hands to the callbacks."""
+
+    predictions: Predictions
+    retrieved: Retrieved

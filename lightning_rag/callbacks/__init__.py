@@ -1,1 +1,1 @@
-"""What happens around a method: phases, evaluation, cost, predictions; none knows a concrete method."""
+"""What happens around a method: phases, evaluation, cost, predictions."""

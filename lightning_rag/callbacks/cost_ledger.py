@@ -11,6 +11,9 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
 
+from lightning_rag.methods.base import as_method
+from lightning_rag.types import RagBatch
+
 Counters = dict[str, float]
 
 
@@ -43,9 +46,8 @@ class CostLedger(Callback):
         self._tokens = _tokens(module)
 
     def _book(self, module: LightningModule, what: str) -> None:
-        method: Any = module
-        finished = what != "evaluate" or module.trainer.testing
-        name = "test" if finished and module.trainer.testing else method.phase.name
+        method = as_method(module)
+        name = "test" if method.trainer.testing else method.phase.name
         book = self.phases.setdefault(name, {})
         _add(book, f"seconds/{what}", time.perf_counter() - self._since)
         for group, count in _tokens(module).items():
@@ -61,18 +63,23 @@ class CostLedger(Callback):
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Book an estimate pass, which ran since the last batch of the phase before."""
-        method: Any = pl_module
+        method = as_method(pl_module)
         if trainer.global_step == method.phase_start and method.phase.estimate is not None:
             self._book(pl_module, "estimate")
 
     def on_train_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+        self, trainer: Trainer, pl_module: LightningModule, batch: RagBatch, batch_idx: int
     ) -> None:
         """Open the books."""
         self._open(pl_module)
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: object,
+        batch: RagBatch,
+        batch_idx: int,
     ) -> None:
         """Book a training batch."""
         self._book(pl_module, "train")
@@ -124,8 +131,8 @@ def _add(book: Counters, name: str, value: float) -> None:
 
 def _tokens(module: LightningModule) -> dict[str, int]:
     """Return the tokens that each group's model has processed so far."""
-    method: Any = module
-    return {name: int(group.tokens) for name, group in method.groups().items()}
+    groups = as_method(module).groups()
+    return {name: int(getattr(group, "tokens", 0)) for name, group in groups.items()}
 
 
 def _parameters(module: nn.Module) -> int:

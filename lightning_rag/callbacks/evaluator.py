@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torchmetrics import MetricCollection
 
-from lightning_rag.types import RagBatch
+from lightning_rag.methods.base import as_method
+from lightning_rag.types import Evaluated, RagBatch
 
 
 class Evaluator(Callback):
@@ -16,10 +18,10 @@ class Evaluator(Callback):
     def __init__(self) -> None:
         self.metrics: MetricCollection | None = None
 
-    def _start(self, trainer: Trainer, module: LightningModule) -> None:
-        self.metrics = trainer.datamodule.metrics().to(module.device)  # type: ignore[attr-defined]
+    def _start(self, module: LightningModule) -> None:
+        self.metrics = as_method(module).data.metrics().to(module.device)
 
-    def _update(self, outputs: Any, batch: RagBatch) -> None:
+    def _update(self, outputs: Evaluated, batch: RagBatch) -> None:
         if self.metrics is None:
             raise RuntimeError("Evaluator: a batch ended before its epoch started")
         self.metrics.update(outputs["predictions"], batch)
@@ -28,41 +30,41 @@ class Evaluator(Callback):
         if self.metrics is None:
             raise RuntimeError("Evaluator: an epoch ended before it started")
         values = self.metrics.compute()
-        monitor = module.data.task.monitor  # type: ignore[union-attr]
+        monitor = as_method(module).data.task.monitor
         for name, value in values.items():
             module.log(f"{stage}/{name}", value, prog_bar=name == monitor)
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take fresh metrics."""
-        self._start(trainer, pl_module)
+        self._start(pl_module)
 
     def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take fresh metrics."""
-        self._start(trainer, pl_module)
+        self._start(pl_module)
 
     def on_validation_batch_end(
         self,
         trainer: Trainer,
         pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
+        outputs: STEP_OUTPUT,
+        batch: RagBatch,
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
         """Count a batch."""
-        self._update(outputs, batch)
+        self._update(cast(Evaluated, outputs), batch)
 
     def on_test_batch_end(
         self,
         trainer: Trainer,
         pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
+        outputs: STEP_OUTPUT,
+        batch: RagBatch,
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
         """Count a batch."""
-        self._update(outputs, batch)
+        self._update(cast(Evaluated, outputs), batch)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log `val/<metric>`."""

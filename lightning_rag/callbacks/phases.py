@@ -8,11 +8,12 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from tqdm.auto import tqdm
+from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
 from lightning_rag.errors import UserError
 from lightning_rag.methods.base import Method, as_method
 from lightning_rag.methods.phase import Phase
+from lightning_rag.types import RagBatch
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +67,12 @@ class PhaseSchedule(Callback):
             self._begin(trainer, as_method(pl_module))
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: object,
+        batch: RagBatch,
+        batch_idx: int,
     ) -> None:
         """End a phase that is counted in steps, and begin the next within the epoch."""
         self.best_is_current = False

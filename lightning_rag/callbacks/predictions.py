@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import html
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.types import STEP_OUTPUT
 
 from lightning_rag.files import Json, write_jsonl
 from lightning_rag.methods.base import as_method
-from lightning_rag.types import RagBatch, Retrieved
+from lightning_rag.types import Evaluated, RagBatch, Retrieved
 
 Row = dict[str, Json]
 
@@ -45,25 +46,25 @@ class PredictionWriter(Callback):
         self,
         trainer: Trainer,
         pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
+        outputs: STEP_OUTPUT,
+        batch: RagBatch,
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
         """Collect a batch."""
-        self._collect(pl_module, outputs, batch)
+        self._collect(pl_module, cast(Evaluated, outputs), batch)
 
     def on_predict_batch_end(
         self,
         trainer: Trainer,
         pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
+        outputs: STEP_OUTPUT,
+        batch: RagBatch,
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
         """Collect a batch."""
-        self._collect(pl_module, outputs, batch)
+        self._collect(pl_module, cast(Evaluated, outputs), batch)
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write `predictions.jsonl` and the text page."""
@@ -78,7 +79,7 @@ class PredictionWriter(Callback):
         split = as_method(pl_module).data.predict_split
         self._write(trainer, f"predictions-{split}.jsonl")
 
-    def _collect(self, module: LightningModule, outputs: Any, batch: RagBatch) -> None:
+    def _collect(self, module: LightningModule, outputs: Evaluated, batch: RagBatch) -> None:
         method = as_method(module)
         retrieved: Retrieved = outputs["retrieved"]
         for index, (instance, text) in enumerate(
@@ -86,7 +87,7 @@ class PredictionWriter(Callback):
         ):
             chosen = [p for p in retrieved.positions[index].tolist() if p >= 0]
             passages = [method.data.store[int(retrieved.candidate_ids[index, p])] for p in chosen]
-            scores = [float(retrieved.scores[index, p]) for p in chosen]
+            scores: list[Json] = [float(retrieved.scores[index, p]) for p in chosen]
             self.rows.append(
                 {
                     "id": instance.id,

@@ -1,4 +1,4 @@
-"""The files that make a run comparable: `metrics.json`, `summary.json`, and TensorBoard's HParams."""
+"""The files that make runs comparable: `metrics.json`, `summary.json`; TensorBoard's HParams."""
 
 from __future__ import annotations
 

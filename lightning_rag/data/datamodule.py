@@ -15,7 +15,7 @@ import torch
 from lightning.pytorch import LightningDataModule
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
-from torchdata.stateful_dataloader import StatefulDataLoader
+from torchdata.stateful_dataloader import StatefulDataLoader  # type: ignore[import-untyped]
 from torchmetrics import MetricCollection
 
 from lightning_rag.data.cache import cached
@@ -25,6 +25,7 @@ from lightning_rag.data.sampler import EpochOrder
 from lightning_rag.data.splits import Splits, ids_hash, read_ids, subset
 from lightning_rag.data.store import PassageStore, check_no_leak, exclusions
 from lightning_rag.errors import UserError
+from lightning_rag.files import Json
 from lightning_rag.tasks.base import Task
 from lightning_rag.types import Instance, RagBatch
 
@@ -246,25 +247,26 @@ class RagDataModule(LightningDataModule):
         """Return fresh metrics of the task."""
         return self.task.metrics(tuple(k for k in self.retrieval_ks if k <= self.num_candidates))
 
-    def summary(self) -> dict[str, str | int | float | dict[str, str | int]]:
+    def summary(self) -> dict[str, Json]:
         """Return what identifies the data of a run, for its summary file."""
         splits = self.splits
+        sizes: dict[str, Json] = {
+            split: {"size": len(instances), "ids": ids_hash(instances)}
+            for split, instances in (
+                ("train", splits.train),
+                ("validation", splits.validation),
+                ("test", splits.test),
+            )
+        }
         return {
             "name": self.name,
             "fraction": self.fraction,
             "store_size": len(self.store),
             "store": self.store.fingerprint,
-            "first_stage": str(self.first_stage.fingerprint()),
+            "first_stage": dict(self.first_stage.fingerprint()),
             "num_candidates": self.num_candidates,
             "same_text_in_store": self.same_text_in_store,
-            **{
-                split: {"size": len(instances), "ids": ids_hash(instances)}
-                for split, instances in (
-                    ("train", splits.train),
-                    ("validation", splits.validation),
-                    ("test", splits.test),
-                )
-            },
+            **sizes,
         }
 
     def train_dataloader(self) -> StatefulDataLoader:

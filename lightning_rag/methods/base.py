@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from lightning_rag.backbones.config import GeneratorConfig
@@ -19,6 +20,7 @@ from lightning_rag.data.datamodule import RagDataModule
 from lightning_rag.errors import UserError
 from lightning_rag.methods.phase import Bank, Phase
 from lightning_rag.types import (
+    Evaluated,
     LossTerms,
     Passage,
     Predictions,
@@ -146,6 +148,7 @@ class Method(LightningModule, ABC):
         # The weights depend on the seed alone, whatever was drawn before (a cache hit, say).
         torch.manual_seed(data.seed)
         self.build()
+        self.train()  # checkpoints load in evaluation mode; phases freeze what they do not train
 
     def setup(self, stage: str) -> None:
         """Lightning's hook: attach the trainer's data module."""
@@ -222,19 +225,19 @@ class Method(LightningModule, ABC):
         self.log_dict({f"train/{k}": v for k, v in loss.terms.items()}, batch_size=size)
         return loss.total
 
-    def validation_step(self, batch: RagBatch, batch_idx: int) -> dict[str, Any]:
+    def validation_step(self, batch: RagBatch, batch_idx: int) -> Evaluated:
         """Lightning's hook: predictions for the callbacks."""
         return self._evaluation_step(batch)
 
-    def test_step(self, batch: RagBatch, batch_idx: int) -> dict[str, Any]:
+    def test_step(self, batch: RagBatch, batch_idx: int) -> Evaluated:
         """Lightning's hook: predictions for the callbacks."""
         return self._evaluation_step(batch)
 
-    def predict_step(self, batch: RagBatch, batch_idx: int) -> dict[str, Any]:
+    def predict_step(self, batch: RagBatch, batch_idx: int) -> Evaluated:
         """Lightning's hook: predictions for the callbacks."""
         return self._evaluation_step(batch)
 
-    def _evaluation_step(self, batch: RagBatch) -> dict[str, Any]:
+    def _evaluation_step(self, batch: RagBatch) -> Evaluated:
         predictions, retrieved = self.predict(batch)
         return {"predictions": predictions, "retrieved": retrieved}
 
@@ -250,7 +253,7 @@ class Method(LightningModule, ABC):
             )
         return rates[max(matching, key=len)]
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW over all parameters that some phase trains, and the schedule within the phase."""
         config = self.optimizer_config
         trained = {name for phase in self.schedule for name in phase.trains}
