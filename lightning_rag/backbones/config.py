@@ -11,13 +11,12 @@ class TinyConfig:
     """A model from scratch with a tokeniser trained on the data, for demonstrations and tests.
 
     Args:
-        vocab_size: upper limit of the tokeniser's vocabulary, and rows of the embedding table.
+        vocab_size: upper limit of the tokeniser's vocabulary, and rows of the embedding table. A
+            small one makes unseen words out of pieces that training has met in other words.
         hidden_size: width of the model; a multiple of `heads`.
         layers: layers of the encoder, and of the decoder.
         heads: attention heads.
         dropout: dropout probability everywhere in the model.
-        max_token_length: longest piece, in characters, that the tokeniser may learn. Short pieces
-            make an unseen word out of pieces whose embeddings were trained.
     """
 
     vocab_size: int = 2000
@@ -25,7 +24,6 @@ class TinyConfig:
     layers: int = 2
     heads: int = 4
     dropout: float = 0.0
-    max_token_length: int | None = None
 
 
 @dataclass

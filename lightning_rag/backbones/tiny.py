@@ -48,7 +48,6 @@ def train_tokenizer(config: TinyConfig, corpus: Iterable[str]) -> PreTrainedToke
         vocab_size=config.vocab_size,
         special_tokens=SPECIALS,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        max_token_length=config.max_token_length,
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)

@@ -1,0 +1,278 @@
+"""What holds for generators of every architecture and input mode."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from lightning_rag.backbones.decoder_only import DecoderOnlyGenerator
+from lightning_rag.errors import UserError
+from lightning_rag.types import Prompt, Rendered
+
+
+def token_ids(generator, text):
+    return generator.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def encoder_inputs(generator, prompt):
+    """The inputs of the encoder, written by hand: ids and token types."""
+    tokenizer = generator.tokenizer
+    cls, sep = tokenizer.cls_token_id, tokenizer.sep_token_id
+    query = [cls, *token_ids(generator, prompt.query.text), sep]
+    passages = [[*token_ids(generator, p.text), sep] for p in prompt.passages]
+    if generator.config.passages == "fuse" and passages:
+        return [(query + p, [0] * len(query) + [1] * len(p)) for p in passages]
+    rest = [token for p in passages for token in p]
+    return [(query + rest, [0] * len(query) + [1] * len(rest))]
+
+
+def encoder_states(generator, prompt):
+    """(1, L, D): every input encoded alone, and all states joined."""
+    encoder = generator.model.get_encoder()
+    states = []
+    for ids, types in encoder_inputs(generator, prompt):
+        known = {}
+        if encoder.config.model_type == "bert":
+            known["token_type_ids"] = torch.tensor([types])
+        states.append(encoder(input_ids=torch.tensor([ids]), **known).last_hidden_state)
+    return torch.cat(states, dim=1)
+
+
+def full_logits(generator, prompt, answer):
+    """(T, V): logits of one answer's tokens, by a plain call without padding, cache or hook."""
+    if isinstance(generator, DecoderOnlyGenerator):
+        text = "".join(f"{p.text}\n" for p in prompt.passages) + prompt.query.text + "\nAnswer:"
+        lines = [line for line in text.split("\n") if line]
+        ids = [generator.tokenizer.cls_token_id, *token_ids(generator, lines[0])]
+        for line in lines[1:]:
+            if line == "Answer:":
+                ids += token_ids(generator, "\nAnswer:")
+            else:
+                ids += token_ids(generator, "\n") + token_ids(generator, line)
+        logits = generator.model(input_ids=torch.tensor([[*ids, *answer[:-1]]])).logits[0]
+        return logits[len(ids) - 1 :]
+    start = generator.tokenizer.cls_token_id
+    return generator.model(
+        encoder_outputs=(encoder_states(generator, prompt),),
+        decoder_input_ids=torch.tensor([[start, *answer[:-1]]]),
+    ).logits[0]
+
+
+def answer_ids(generator, text):
+    return [*token_ids(generator, text), generator.tokenizer.eos_token_id]
+
+
+def brute_force(generator, prompt, texts):
+    """Log-probabilities of the answers one at a time, by the definition."""
+    answers = [answer_ids(generator, text) for text in texts]
+    scores = []
+    for answer in answers:
+        logits = full_logits(generator, prompt, answer)
+        total = 0.0
+        for length, token in enumerate(answer):
+            follow = {a[length] for a in answers if a[:length] == answer[:length]}
+            among = logits[length, sorted(follow)]
+            total += (logits[length, token] - among.logsumexp(0)).item()
+        scores.append(total)
+    return torch.tensor(scores)
+
+
+@torch.no_grad()
+def test_log_likelihood_equals_a_loop_over_full_logits(generator, prompts, targets):
+    expected = []
+    for prompt, target in zip(prompts, targets, strict=True):
+        answer = answer_ids(generator, target)
+        log_p = full_logits(generator, prompt, answer).log_softmax(-1)
+        expected.append(log_p[range(len(answer)), answer].sum())
+    got = generator.log_likelihood(prompts, targets)
+    torch.testing.assert_close(got, torch.stack(expected), atol=1e-4, rtol=1e-5)
+    mean = generator.log_likelihood(prompts, targets, reduction="mean")
+    lengths = torch.tensor([len(answer_ids(generator, target)) for target in targets])
+    torch.testing.assert_close(mean, got / lengths)
+
+
+@torch.no_grad()
+def test_choose_equals_brute_force(generator, prompts, options):
+    got = generator.choose(prompts, options)
+    for prompt, texts, scores in zip(prompts, options, got, strict=True):
+        torch.testing.assert_close(
+            scores, brute_force(generator, prompt, texts), atol=1e-5, rtol=1e-5
+        )
+        assert scores.logsumexp(0).item() == pytest.approx(0, abs=1e-5)
+
+
+@torch.no_grad()
+def test_choose_in_several_calls_of_the_decoder(generator, prompts, options, monkeypatch):
+    expected = generator.choose(prompts, options)
+    monkeypatch.setattr("lightning_rag.backbones.generator.ROWS_PER_CALL", 1)
+    for a, b in zip(generator.choose(prompts, options), expected, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_options_that_differ_only_at_the_first_token(generator, prompts):
+    got = generator.choose(prompts[:1], [["dog", "owner", "fox"]])[0]
+    expected = brute_force(generator, prompts[0], ["dog", "owner", "fox"])
+    torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_choose_with_a_soft_prompt_agrees_with_the_likelihood(generator, prompts, soft_prompt):
+    # Two answers that differ at the first token only in what the model thinks of them:
+    # log P(a) - log P(b) over the trie = difference of their logits there.
+    got = generator.choose(prompts, [["dog", "owner"]] * 3, soft_prompt=soft_prompt)
+    plain = generator.choose(prompts, [["dog", "owner"]] * 3)
+    assert all(not torch.allclose(a, b) for a, b in zip(got, plain, strict=True))
+    for i in range(3):
+        alone = generator.choose([prompts[i]], [["dog", "owner"]], soft_prompt=soft_prompt[[i]])
+        torch.testing.assert_close(alone[0], got[i], atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_the_batch_changes_nothing(generator, prompts, targets, soft_prompt):
+    for soft in (None, soft_prompt):
+        parts = [None if soft is None else soft[[i]] for i in range(3)]
+        one_by_one = [
+            generator.log_likelihood([p], [t], soft_prompt=s)
+            for p, t, s in zip(prompts, targets, parts, strict=True)
+        ]
+        got = generator.log_likelihood(prompts, targets, soft_prompt=soft)
+        torch.testing.assert_close(got, torch.cat(one_by_one), atol=1e-4, rtol=1e-5)
+        texts = [
+            generator.generate([p], soft_prompt=s)[0] for p, s in zip(prompts, parts, strict=True)
+        ]
+        assert generator.generate(prompts, soft_prompt=soft) == texts
+
+
+@torch.no_grad()
+def test_generate_writes_what_is_likeliest_at_each_step(generator, prompts):
+    generator.config.max_target_length = 6
+    for prompt, text in zip(prompts, generator.generate(prompts), strict=True):
+        tokens = []
+        while len(tokens) < 6 and generator.end_id not in tokens:
+            tokens.append(int(full_logits(generator, prompt, [*tokens, -1])[-1].argmax()))
+        decoded = generator.tokenizer.decode(tokens, skip_special_tokens=True)
+        assert text == decoded.strip()
+
+
+@torch.no_grad()
+def test_an_empty_soft_prompt_is_none(generator, prompts, targets, options, soft_prompt):
+    empty = soft_prompt[:, :0]
+    plain = generator.log_likelihood(prompts, targets)
+    assert torch.equal(generator.log_likelihood(prompts, targets, soft_prompt=empty), plain)
+    chosen = generator.choose(prompts, options, soft_prompt=empty)
+    for a, b in zip(chosen, generator.choose(prompts, options), strict=True):
+        assert torch.equal(a, b)
+    assert generator.generate(prompts, soft_prompt=empty) == generator.generate(prompts)
+
+
+@pytest.mark.parametrize("position", ["insert", "prepend"])
+@torch.no_grad()
+def test_a_soft_prompt_of_word_embeddings_is_those_words(generator, targets, position):
+    # The embeddings of "brown" after the first token, or before it, are the text with that word.
+    generator.config.soft_prompt_position = position
+    words = torch.tensor([token_ids(generator, "brown fox")])
+    soft = generator.model.get_input_embeddings()(words)
+    with_words, without = ("brown fox the dog", "the dog")
+    if position == "insert":
+        expected = generator.log_likelihood([Prompt(Rendered(with_words))], targets[:1])
+        got = generator.log_likelihood([Prompt(Rendered(without))], targets[:1], soft_prompt=soft)
+        torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-5)
+    else:
+        prefix = generator.layout.prefix
+        frame = dataclasses.replace(generator.layout, prefix=(*words[0].tolist(), *prefix))
+        got = generator.log_likelihood([Prompt(Rendered(without))], targets[:1], soft_prompt=soft)
+        generator.layout = frame
+        if isinstance(generator, DecoderOnlyGenerator):
+            generator._before = list(frame.prefix)
+        expected = generator.log_likelihood([Prompt(Rendered(without))], targets[:1])
+        torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-5)
+
+
+def test_gradient_reaches_every_weight_and_the_soft_prompt(generator, prompts, targets):
+    soft = torch.randn(3, 2, generator.hidden_size, requires_grad=True)
+    generator.train()
+    (-generator.log_likelihood(prompts, targets, soft_prompt=soft).mean()).backward()
+    assert soft.grad is not None
+    assert (soft.grad.abs().sum(dim=(1, 2)) > 0).all()
+    idle = [name for name, p in generator.named_parameters() if p.grad is None]
+    assert idle == []
+
+
+def test_choose_is_differentiable(generator, prompts, options):
+    generator.choose(prompts, options)[0][0].backward()
+    grads = [p.grad for p in generator.parameters() if p.grad is not None]
+    assert grads
+    assert all(torch.isfinite(grad).all() for grad in grads)
+
+
+def test_equal_lists_of_options_share_one_trie(generator, prompts, options):
+    generator.choose(prompts, [options[0]] * 3)
+    assert len(generator._tries) == 1
+
+
+def test_counters(generator, prompts, targets):
+    lengths = [len(answer_ids(generator, target)) for target in targets]
+    generator.log_likelihood(prompts, targets)
+    if isinstance(generator, DecoderOnlyGenerator):
+        assert generator.tokens > sum(lengths)
+    else:
+        read = sum(len(ids) for p in prompts for ids, _ in encoder_inputs(generator, p))
+        assert generator.tokens == read + sum(lengths)
+    assert generator.truncated == 0
+    generator.config.max_source_length = 16
+    generator.config.max_target_length = 3
+    generator.log_likelihood(prompts, targets)
+    assert generator.truncated > 0
+
+
+def test_a_protected_label_survives_truncation(generator):
+    text = "the quick brown fox jumps over the lazy dog : owner"
+    passage = Rendered(text, {"label": (46, 51)})
+    prompt = Prompt(Rendered("the fox"), (passage,))
+    (fitted,) = generator._fit([prompt], 12, 1, split=False)
+    kept = generator.tokenizer.decode(fitted[0].passages[0].ids)
+    assert "owner" in kept
+    assert "quick" not in kept
+    assert generator.truncated == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["a", "b", "a"], r"must differ, got more than once: \['a'\]"),
+        ([], "at least one allowed answer"),
+    ],
+)
+def test_bad_options(generator, prompts, given, message):
+    with pytest.raises(ValueError, match=message):
+        generator.choose(prompts[:1], [given])
+
+
+def test_bad_input(generator, prompts, targets):
+    with pytest.raises(ValueError, match="3 prompts need as many targets, got 2"):
+        generator.log_likelihood(prompts, targets[:2])
+    with pytest.raises(ValueError, match="3 prompts need as many lists of options, got 1"):
+        generator.choose(prompts, [["a", "b"]])
+    with pytest.raises(ValueError, match="at least one prompt"):
+        generator.generate([])
+    with pytest.raises(ValueError, match=r"soft_prompt must be \(B=3, P, D=32\), got \(2, 4, 32\)"):
+        generator.log_likelihood(prompts, targets, soft_prompt=torch.zeros(2, 4, 32))
+    generator.config.max_target_length = 3
+    with pytest.raises(UserError, match="max_target_length must be at least"):
+        generator.choose(prompts[:1], [["component of whole", "cause"]])
+
+
+def test_spans_longer_than_the_limit(generator):
+    text = "the quick brown fox jumps over the lazy dog"
+    generator.config.max_source_length = 8
+    with pytest.raises(UserError, match="mentions and labels of a text need"):
+        generator.generate([Prompt(Rendered(text, {"head": (0, len(text))}))])
+
+
+@torch.no_grad()
+def test_beam_search_does_not_depend_on_the_batch(generator, prompts):
+    generator.config.max_target_length = 4
+    generator.config.num_beams = 4
+    together = generator.generate(prompts)
+    assert together == [generator.generate([prompt])[0] for prompt in prompts]
