@@ -12,9 +12,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jsonargparse import Namespace, set_parsing_settings
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
-from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.cli import (
+    ArgsType,
+    LightningArgumentParser,
+    LightningCLI,
+    SaveConfigCallback,
+)
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from lightning_rag.backbones.config import EncoderConfig, GeneratorConfig
@@ -103,6 +108,18 @@ class RagCLI(LightningCLI):
             self.trainer.test(self.model, datamodule=self.datamodule)
 
 
+class RunConfig(SaveConfigCallback):
+    """Writes `config.yaml` when a run is trained; `test` and `predict` read it and leave it alone."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Save what was trained; how it was started or continued is no part of it."""
+        if stage != "fit" or trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        self.config = self.config.clone()
+        self.config.ckpt_path, self.config.overwrite = None, False
+        super().setup(trainer, pl_module, stage)
+
+
 def run_folder(config: Namespace) -> Path:
     """Return `<runs>/<experiment>/<data>/<method>/<variant>/seed=<n>`."""
     method = str(config.model.class_path).rsplit(".", 1)[-1].lower()
@@ -153,8 +170,11 @@ def _flat(config: Namespace) -> dict[str, str | int | float | bool]:
 def main(args: Sequence[str] | None = None) -> int:
     """Run the command line; a user's mistake is one line on stderr and exit code 1."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    # Lightning 2.6 calls a class of torch that torch 2.13 deprecates.
+    # Lightning 2.6 and torchdata 0.11 call what torch 2.13 deprecates.
     warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\)")
+    warnings.filterwarnings("ignore", message="'set_vital' is deprecated")
+    # The loaders only cut ids into batches: workers would cost more than they bring.
+    warnings.filterwarnings("ignore", message=".*does not have many workers")
     # An absolute ${…} follows a flag that overrides its target, in every subcommand.
     set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
     try:
@@ -164,6 +184,7 @@ def main(args: Sequence[str] | None = None) -> int:
             subclass_mode_model=True,
             auto_configure_optimizers=False,
             parser_kwargs={"parser_mode": "omegaconf+"},
+            save_config_callback=RunConfig,
             save_config_kwargs={"overwrite": True},
             args=list(args) if args is not None else None,
         )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -276,6 +275,9 @@ class RagDataModule(LightningDataModule):
         order = EpochOrder(
             len(instances), seed=self.seed, batch_size=self.batch_size, lengths=lengths
         )
+        if self.trainer is not None:
+            # A resumed run opens its loader before Lightning tells the sampler the epoch.
+            order.set_epoch(self.trainer.current_epoch)
         return self._loader("train", self.batch_size, order)
 
     def estimate_dataloader(self) -> StatefulDataLoader:
@@ -300,13 +302,10 @@ class RagDataModule(LightningDataModule):
         queries = self.queries(split)
         if not queries.instances:
             raise UserError(f"the {split} split of data set {self.name!r} is empty")
-        with warnings.catch_warnings():
-            # torchdata 0.11 calls a function that torch 2.13 deprecates.
-            warnings.filterwarnings("ignore", message="'set_vital' is deprecated")
-            return StatefulDataLoader(
-                _Rows(len(queries.instances)),
-                batch_size=batch_size,
-                sampler=sampler,
-                collate_fn=queries.batch,
-                num_workers=0,  # backbones tokenise; a batch here is a few look-ups
-            )
+        return StatefulDataLoader(
+            _Rows(len(queries.instances)),
+            batch_size=batch_size,
+            sampler=sampler,
+            collate_fn=queries.batch,
+            num_workers=0,  # backbones tokenise; a batch here is a few look-ups
+        )

@@ -1,0 +1,76 @@
+"""A method with everything that a phase can have: the contract test runs over it too."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from lightning_rag.backbones.config import EncoderConfig, GeneratorConfig
+from lightning_rag.backbones.encoder import build_encoder
+from lightning_rag.methods.base import Method, OptimizerConfig, first_stage_choice
+from lightning_rag.methods.phase import Phase
+from lightning_rag.types import LossTerms, RagBatch, Retrieved
+
+
+class TwoPhases(Method):
+    """Trains an encoder on estimated scores for a few steps, then the generator for two epochs."""
+
+    def __init__(
+        self,
+        generator: GeneratorConfig,
+        encoder: EncoderConfig,
+        optimizer: OptimizerConfig | None = None,
+        k: int = 1,
+        steps: int = 5,
+        epochs: int = 2,
+    ) -> None:
+        super().__init__(generator, optimizer, k=k)
+        self.encoder_config = encoder
+        self.steps = steps
+        self.epochs = epochs
+
+    def build(self) -> None:
+        super().build()
+        self.retriever = build_encoder(self.encoder_config, self.data.corpus())
+
+    def groups(self) -> dict[str, nn.Module]:
+        return {"generator": self.generator, "retriever": self.retriever}
+
+    def phases(self) -> list[Phase]:
+        return [
+            Phase(
+                "distil",
+                trains=("retriever",),
+                loss=self.distil,
+                estimate=self.teach,
+                steps=self.steps,
+            ),
+            Phase(
+                "fit", trains=("generator",), loss=self.noisy_generator_loss, epochs=self.epochs
+            ),
+        ]
+
+    def teach(self, batch: RagBatch) -> dict[str, Tensor]:
+        """The teacher's score of each candidate, with noise that must be repeatable."""
+        noise = torch.rand_like(batch.candidate_scores)  # (B, N)
+        return {"teacher": batch.relevance + 0.1 * noise}
+
+    def scores(self, batch: RagBatch) -> Tensor:
+        task, store = self.data.task, self.data.store
+        queries = self.retriever([task.query(instance) for instance in batch.instances])  # (B, D)
+        rows = batch.candidate_ids[:, :4]  # (B, 4)
+        keys = self.retriever([task.key(store[row]) for row in rows.flatten().tolist()])  # (B*4, D)
+        return torch.einsum("bd,bnd->bn", queries, keys.view(*rows.shape, -1))  # (B, 4)
+
+    def distil(self, batch: RagBatch) -> LossTerms:
+        teacher = self.bank.get("teacher", batch.rows)[:, :4]  # (B, 4)
+        loss = (self.scores(batch) - teacher).square().mean()
+        return LossTerms(total=loss, terms={"teacher": teacher.mean()})
+
+    def noisy_generator_loss(self, batch: RagBatch) -> LossTerms:
+        """A random factor stands for dropout and sampling: a resume must repeat it."""
+        loss = self.generator_loss(batch)
+        return LossTerms(total=loss.total * (1 + 0.1 * torch.rand(())))
+
+    def retrieve(self, batch: RagBatch, k: int) -> Retrieved:
+        return first_stage_choice(batch, k)
