@@ -109,7 +109,7 @@ class RagCLI(LightningCLI):
 
 
 class RunConfig(SaveConfigCallback):
-    """Writes `config.yaml` when a run is trained; `test` and `predict` read it and leave it alone."""
+    """Writes `config.yaml` when a run is trained; `test` and `predict` leave it alone."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Save what was trained; how it was started or continued is no part of it."""

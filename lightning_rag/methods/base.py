@@ -131,6 +131,13 @@ class Method(LightningModule, ABC):
         """Return the named parameter groups that phases can train."""
         return {"generator": self.generator}
 
+    def refresh_index(self) -> None:
+        """Encode the passage store again (`IndexRefresh` calls this, without gradient).
+
+        A method with a trained retriever overrides it, and keeps the vectors in a persistent
+        buffer: a resumed run needs those of the killed one, not new ones.
+        """
+
     def build(self) -> None:
         """Make the models; a method with more than a generator extends this."""
         self.generator = build_generator(self.generator_config, self.data.corpus())

@@ -49,6 +49,13 @@ def bare(instance: Instance) -> Rendered:
     return Rendered(instance.text, {"head": (head.start, head.end), "tail": (tail.start, tail.end)})
 
 
+def paired(instance: Instance) -> Rendered:
+    """Return the two mentions alone, as `Bill, Hawaii`, with their ranges."""
+    head, tail = mention_texts(instance)
+    start = len(head) + len(", ")
+    return Rendered(f"{head}, {tail}", {"head": (0, len(head)), "tail": (start, start + len(tail))})
+
+
 def marked(instance: Instance, markers: Markers) -> Rendered:
     """Return the sentence with its two mentions marked.
 

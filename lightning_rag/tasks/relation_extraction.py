@@ -14,7 +14,7 @@ from lightning_rag.metrics.relation import RelationAccuracy, SemEval2010F1, Tacr
 from lightning_rag.tasks import constraints
 from lightning_rag.tasks.base import Task, as_rows, collect, retrieval_metrics
 from lightning_rag.tasks.labels import RETACRED, SEMEVAL2010, TACRED, Wording
-from lightning_rag.tasks.marking import Markers, bare, marked, mention_texts, mentions
+from lightning_rag.tasks.marking import Markers, bare, marked, mention_texts, mentions, paired
 from lightning_rag.tasks.wording import LabelFinder, choose_wording, fill
 from lightning_rag.types import Instance, Passage, Rendered
 
@@ -39,6 +39,8 @@ class RelationExtraction(Task):
             Re-TACRED); a pair of types that the table lacks allows all.
         retrieval_text: what retrievers read: the bare "sentence", as RAG4RE does (arXiv 2404.13397:
             entities do not enter the embedding), or the "marked" one.
+        demonstration_text: what the generator reads of a demonstration before its label: the
+            "marked" sentence as of a query, the bare "sentence", or its two "mentions" alone.
     """
 
     def __init__(
@@ -51,12 +53,14 @@ class RelationExtraction(Task):
         negative_label: str | None = "no_relation",
         type_constraints: bool = False,
         retrieval_text: Literal["sentence", "marked"] = "sentence",
+        demonstration_text: Literal["marked", "sentence", "mentions"] = "marked",
     ) -> None:
         for name, value, legal in (
             ("target", target, ("label", "clause")),
             ("markers", markers, ("punctuation", "tags", "none")),
             ("scorer", scorer, ("semeval2010", "tacred", "accuracy")),
             ("retrieval_text", retrieval_text, ("sentence", "marked")),
+            ("demonstration_text", demonstration_text, ("marked", "sentence", "mentions")),
         ):
             if value not in legal:
                 raise UserError(f"task.{name} is {value!r}; legal: {', '.join(legal)}")
@@ -67,6 +71,7 @@ class RelationExtraction(Task):
         self.negative_label = negative_label
         self.type_constraints = type_constraints
         self.retrieval_text = retrieval_text
+        self.demonstration_text = demonstration_text
         self.monitor = "accuracy" if scorer == "accuracy" else "f1"
         self.labels: tuple[str, ...] = ()
         self._words: dict[str, Wording] = {}
@@ -143,12 +148,12 @@ class RelationExtraction(Task):
         return marked(instance, self.markers)
 
     def passage(self, passage: Passage, *, with_label: bool = True) -> Rendered:
-        """Return the marked demonstration, with its label's words and their range "label"."""
+        """Return the demonstration, with its label's words and their range "label"."""
         if passage.instance is None:
             if with_label:
                 raise ValueError(f"passage {passage.id!r} is no demonstration: it has no label")
             return Rendered(passage.text)
-        sentence = marked(passage.instance, self.markers)
+        sentence = self._demonstration(passage.instance)
         if not with_label:
             return sentence
         words = self.target(passage.instance)
@@ -157,6 +162,13 @@ class RelationExtraction(Task):
             sentence.text + LABEL_LEAD + words,
             {**sentence.spans, "label": (start, start + len(words))},
         )
+
+    def _demonstration(self, instance: Instance) -> Rendered:
+        if self.demonstration_text == "marked":
+            return marked(instance, self.markers)
+        if self.demonstration_text == "sentence":
+            return bare(instance)
+        return paired(instance)
 
     def target(self, instance: Instance) -> str:
         """Return the words of the gold label."""

@@ -13,7 +13,7 @@ from lightning_rag.types import LossTerms, RagBatch, Retrieved
 
 
 class TwoPhases(Method):
-    """Trains an encoder on estimated scores for a few steps, then the generator for two epochs."""
+    """Trains an encoder on estimated scores against a stale index, then the generator."""
 
     def __init__(
         self,
@@ -32,6 +32,12 @@ class TwoPhases(Method):
     def build(self) -> None:
         super().build()
         self.retriever = build_encoder(self.encoder_config, self.data.corpus())
+        self.index: Tensor
+        self.register_buffer("index", torch.zeros(len(self.data.store), self.retriever.dimension))
+
+    def refresh_index(self) -> None:
+        keys = [self.data.task.key(passage) for passage in self.data.store]
+        self.index.copy_(self.retriever.encode(keys, batch_size=32))
 
     def groups(self) -> dict[str, nn.Module]:
         return {"generator": self.generator, "retriever": self.retriever}
@@ -45,9 +51,7 @@ class TwoPhases(Method):
                 estimate=self.teach,
                 steps=self.steps,
             ),
-            Phase(
-                "fit", trains=("generator",), loss=self.noisy_generator_loss, epochs=self.epochs
-            ),
+            Phase("fit", trains=("generator",), loss=self.noisy_generator_loss, epochs=self.epochs),
         ]
 
     def teach(self, batch: RagBatch) -> dict[str, Tensor]:
@@ -56,11 +60,9 @@ class TwoPhases(Method):
         return {"teacher": batch.relevance + 0.1 * noise}
 
     def scores(self, batch: RagBatch) -> Tensor:
-        task, store = self.data.task, self.data.store
-        queries = self.retriever([task.query(instance) for instance in batch.instances])  # (B, D)
-        rows = batch.candidate_ids[:, :4]  # (B, 4)
-        keys = self.retriever([task.key(store[row]) for row in rows.flatten().tolist()])  # (B*4, D)
-        return torch.einsum("bd,bnd->bn", queries, keys.view(*rows.shape, -1))  # (B, 4)
+        queries = self.retriever([self.data.task.query(i) for i in batch.instances])  # (B, D)
+        keys = self.index[batch.candidate_ids[:, :4]]  # (B, 4, D), stale between two refreshes
+        return torch.einsum("bd,bnd->bn", queries, keys)  # (B, 4)
 
     def distil(self, batch: RagBatch) -> LossTerms:
         teacher = self.bank.get("teacher", batch.rows)[:, :4]  # (B, 4)

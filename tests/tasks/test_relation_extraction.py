@@ -73,6 +73,24 @@ def test_a_mention_with_the_words_of_a_place_is_no_template():
     assert task.parse("{tail} married Ann", instance) == "per:spouse"
 
 
+@pytest.mark.parametrize(
+    ("form", "text"), [("sentence", "Bill lives in Hawaii."), ("mentions", "Bill, Hawaii")]
+)
+def test_forms_of_a_demonstration(form, text):
+    instance = make()
+    demonstration = Passage("p1", instance.text, instance=instance)
+    task = prepared(demonstration_text=form)
+    assert task.passage(demonstration, with_label=False).text == text
+    shown = task.passage(demonstration)
+    assert shown.text == f"{text} Relation: residence in city"
+    assert {name: shown.text[slice(*span)] for name, span in shown.spans.items()} == {
+        "head": "Bill",
+        "tail": "Hawaii",
+        "label": "residence in city",
+    }
+    assert task.source(instance).text == prepared().source(instance).text
+
+
 def test_renderings():
     task = prepared(retrieval_text="sentence")
     instance = make()
