@@ -1,8 +1,9 @@
 """SemEval-2010 Task 8 with a tenth of the training data: is retrieval worth its cost?
 
-Compares `NoRetrieval` with `Rag4re` (dense, k = 3, labels shown), 3 seeds each, and puts BM25,
-random and oracle retrieval beside them. Every method tries the same pairs of learning rates at
-seed 0; validation chooses, the test split reports.
+Compares `NoRetrieval` with `Rag4re` (dense, k = 3, labels shown), 3 seeds each. BM25, random and
+oracle retrieval are controls, once swapped in for the test of the generator that was trained with
+dense retrieval, once trained with. Every method tries the same pairs of learning rates at seed 0;
+validation chooses, the test split reports.
 
     python experiments/semeval2010_low_resource.py --root DATA [--processes 2]
 
@@ -20,7 +21,7 @@ import statistics
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -50,17 +51,24 @@ CONTROLS = {
 
 @dataclass(frozen=True)
 class Run:
-    """One training: a method with a pair of learning rates, a first stage and a seed."""
+    """A method with a pair of learning rates and a seed, trained and tested with a first stage."""
 
     method: str
     rates: str
     seed: int
-    first_stage: str = "dense"
+    trained: str = "dense"
+    tested: str = "dense"
 
     @property
     def variant(self) -> str:
         """The run's name within its method."""
-        return f"{self.rates}-{self.first_stage}"
+        swapped = f"-tested-{self.tested}" if self.tested != self.trained else ""
+        return f"{self.rates}-{self.trained}{swapped}"
+
+    @property
+    def training(self) -> Run:
+        """The run that trained the weights of this one."""
+        return replace(self, tested=self.trained)
 
     def folder(self, runs: Path) -> Path:
         """Return the run's folder."""
@@ -76,8 +84,8 @@ class Run:
             *(part for file in files for part in ("--config", file)),
             *COMMON,
             *METHODS[self.method],
-            *CONTROLS.get(self.first_stage, ()),
-            f"--model.optimizer.learning_rates={json.dumps(rates)}",
+            *CONTROLS.get(self.tested, ()),
+            f"--optimizer.learning_rates={json.dumps(rates)}",
             f"--experiment={EXPERIMENT}",
             f"--variant={self.variant}",
             f"--runs={runs}",
@@ -126,7 +134,8 @@ class Laboratory:
         folder.mkdir(parents=True, exist_ok=True)
         arguments = [command, *run.arguments(self.runs), f"--data.root={self.root}"]
         if command == "test":
-            arguments.append(f"--ckpt_path={folder / 'checkpoints' / 'best.ckpt'}")
+            weights = run.training.folder(self.runs) / "checkpoints" / "best.ckpt"
+            arguments.append(f"--ckpt_path={weights}")
         else:
             arguments.append("--evaluate=false")
             if (folder / "checkpoints" / "last.ckpt").exists():
@@ -164,10 +173,13 @@ def main() -> None:
         for method in METHODS
     }
     seeds = [Run(m, best[m].rates, seed) for seed in SEEDS for m in METHODS]
-    controls = [Run("rag4re", best["rag4re"].rates, 0, name) for name in CONTROLS]
-    laboratory.train(seeds + controls)
-    laboratory.test(seeds + controls)
-    report(laboratory, trials, seeds, controls)
+    rates = best["rag4re"].rates
+    swapped = [Run("rag4re", rates, 0, tested=name) for name in CONTROLS]
+    trained = [Run("rag4re", rates, 0, trained=name, tested=name) for name in CONTROLS]
+    for runs in (seeds, trained):
+        laboratory.train(runs)
+        laboratory.test(runs + swapped)
+    report(laboratory, trials, seeds, swapped + trained)
 
 
 def report(
@@ -179,19 +191,21 @@ def report(
         encoder, decoder = RATES[run.rates]
         score = 100 * laboratory.validation(run)
         print(f"| {run.method}, {run.rates} | {encoder:g} | {decoder:g} | {score:.1f} |")
-    print("\n| method | retrieval | seeds | test macro-F1 | accuracy | success@5 |")
-    print("|---|---|---|---|---|---|")
-    rows = [(m, "dense", [r for r in seeds if r.method == m]) for m in METHODS]
-    rows += [(run.method, run.first_stage, [run]) for run in controls]
-    for method, first_stage, group in rows:
+    print(
+        "\n| method | trained with | tested with | seeds | test macro-F1 | accuracy | success@5 |"
+    )
+    print("|---|---|---|---|---|---|---|")
+    groups = [[run for run in seeds if run.method == method] for method in METHODS]
+    for group in groups + [[run] for run in controls]:
         tests = [laboratory.metrics(run)["test"] for run in group]
         cells = []
         for key in ("f1", "accuracy", "success@5"):
             values = [100 * float(test[key]) for test in tests if isinstance(test, dict)]
             spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
             cells.append(f"{statistics.mean(values):.1f}{spread}")
-        shown = "none" if method == "no_retrieval" else first_stage
-        print(f"| {method} | {shown} | {len(group)} | " + " | ".join(cells) + " |")
+        run = group[0]
+        used = ("none", "none") if run.method == "no_retrieval" else (run.trained, run.tested)
+        print("| " + " | ".join((run.method, *used, str(len(group)), *cells)) + " |")
 
 
 if __name__ == "__main__":

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 import sys
 import warnings
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
+import torch
 from jsonargparse import Namespace, set_parsing_settings
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
@@ -21,6 +22,8 @@ from lightning.pytorch.cli import (
     SaveConfigCallback,
 )
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from omegaconf.errors import OmegaConfBaseException
 
 from lightning_rag.backbones.config import EncoderConfig, GeneratorConfig
 from lightning_rag.callbacks.cost_ledger import CostLedger
@@ -30,16 +33,47 @@ from lightning_rag.callbacks.predictions import PredictionWriter
 from lightning_rag.callbacks.run_files import RunFiles
 from lightning_rag.data.datamodule import RagDataModule
 from lightning_rag.errors import UserError
-from lightning_rag.methods.base import Method
+from lightning_rag.methods.base import Method, OptimizerConfig
 
 TRACEBACK = "LIGHTNING_RAG_TRACEBACK"
+
+log = logging.getLogger(__name__)
+
+
+class Parser(LightningArgumentParser):
+    """A parser that says which of several configuration files cannot be read."""
+
+    reading: str | os.PathLike[str] | None = None
+
+    def parse_path(
+        self,
+        path: str | os.PathLike[str],
+        ext_vars: dict[str, str] | None = None,
+        env: bool | None = None,
+        defaults: bool = True,
+        **settings: bool,  # jsonargparse's own, by which it calls this for --config
+    ) -> Namespace:
+        """Parse a configuration file."""
+        self.reading = path
+        try:
+            parsed: Namespace = super().parse_path(path, ext_vars, env, defaults, **settings)
+            return parsed
+        except UnicodeDecodeError as error:
+            self.error(str(error), error)
+        finally:
+            self.reading = None
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Print the message and leave with exit code 2."""
+        super().error(message if self.reading is None else f"{self.reading}: {message}", ex)
 
 
 class RagCLI(LightningCLI):
     """LightningCLI with the run's folder, the shared callbacks and shared backbones.
 
-    `generator` and `encoder` are written once, at the top of the configuration, and linked to
-    every part that has an argument of that name; `seed_everything` is the data module's seed.
+    `generator`, `encoder` and `optimizer` are written once, at the top of the configuration, and
+    linked to every part that has an argument of that name, so that one backbone file serves all
+    methods; `seed_everything` is the data module's seed.
     """
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -58,14 +92,20 @@ class RagCLI(LightningCLI):
         )
         parser.add_argument("--generator", type=GeneratorConfig, default=GeneratorConfig())
         parser.add_argument("--encoder", type=EncoderConfig, default=EncoderConfig())
+        parser.add_argument("--optimizer", type=OptimizerConfig, default=OptimizerConfig())
         parser.link_arguments("generator", "model.init_args.generator")
         parser.link_arguments("encoder", "model.init_args.encoder")
+        parser.link_arguments("optimizer", "model.init_args.optimizer")
         parser.link_arguments("encoder", "data.first_stage.init_args.encoder")
         parser.link_arguments("seed_everything", "data.seed")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse, then check the checkpoint before anything reads it."""
-        super().parse_arguments(parser, args)
+        try:
+            super().parse_arguments(parser, args)
+        except OmegaConfBaseException as error:  # ${…} that points to nothing, or to itself
+            reason = str(error).splitlines()[0]
+            raise UserError(f"configuration: {error.full_key}: {reason}") from error
         config = self.config[self.config.subcommand]
         _check_checkpoint(config.get("ckpt_path"), run_folder(config) / "checkpoints")
 
@@ -73,13 +113,15 @@ class RagCLI(LightningCLI):
         """Give the trainer the run's logger and the callbacks that every run has."""
         config = self.config[self.subcommand]
         folder = run_folder(config)
+        callbacks: list[Callback] = []
         if config.trainer.logger is None and not config.trainer.fast_dev_run:
             kwargs["logger"] = TensorBoardLogger(
                 save_dir=folder, name="", version="", default_hp_metric=False
             )
-            if self.subcommand == "fit":
+            if self.subcommand == "fit" and not config.ckpt_path:
                 _check_folder(folder, config)
-        callbacks: list[Callback] = [
+                callbacks.append(Replace(folder))
+        callbacks += [
             PhaseSchedule(),
             Evaluator(),
             CostLedger(),
@@ -100,24 +142,54 @@ class RagCLI(LightningCLI):
         kwargs["callbacks"] = (
             self.config_init[self.subcommand].trainer.callbacks or []
         ) + callbacks
-        return super().instantiate_trainer(**kwargs)
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except (ValueError, MisconfigurationException) as error:
+            raise UserError(f"trainer: {error}") from error
 
     def after_fit(self) -> None:
         """Evaluate the best weights, which fit leaves in the model, on the test split."""
-        if self.config[self.subcommand].evaluate and not self.trainer.interrupted:
-            self.trainer.test(self.model, datamodule=self.datamodule)
+        if not self.config[self.subcommand].evaluate or self.trainer.interrupted:
+            return
+        if not self.datamodule.splits.test:
+            log.warning("there is no test split, so nothing is tested")
+            return
+        self.trainer.test(self.model, datamodule=self.datamodule)
 
 
 class RunConfig(SaveConfigCallback):
-    """Writes `config.yaml` when a run is trained; `test` and `predict` leave it alone."""
+    """Writes `config.yaml` when training begins; `test` and `predict` leave it alone."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Save what was trained; how it was started or continued is no part of it."""
-        if stage != "fit" or trainer.fast_dev_run:  # type: ignore[attr-defined]
+        """Write nothing yet: data and models may turn out not to fit, and then there is no run."""
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save what is trained; how it was started or continued is no part of it."""
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         self.config = self.config.clone()
         self.config.ckpt_path, self.config.overwrite = None, False
-        super().setup(trainer, pl_module, stage)
+        super().setup(trainer, pl_module, "fit")
+
+
+class Replace(Callback):
+    """Removes what a former run left in the folder, as soon as the new one can begin.
+
+    Until then it stays: a mistake in the new configuration must not cost the old checkpoints.
+
+    Args:
+        folder: the run's folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.stale = [path for path in folder.rglob("*") if path.is_file()]
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Remove the files that were there before; `RunConfig` replaces its own."""
+        if trainer.is_global_zero:
+            for path in self.stale:
+                if path.name != "config.yaml":
+                    path.unlink(missing_ok=True)
 
 
 def run_folder(config: Namespace) -> Path:
@@ -130,10 +202,7 @@ def run_folder(config: Namespace) -> Path:
 
 def _check_folder(folder: Path, config: Namespace) -> None:
     """Refuse to train over a run that is there; continuing it or replacing it must be said."""
-    if config.ckpt_path or not (folder / "config.yaml").exists():
-        return
-    if config.overwrite:
-        shutil.rmtree(folder)
+    if config.overwrite or not (folder / "config.yaml").exists():
         return
     raise UserError(
         f"{folder} holds a run already; legal: --ckpt_path last to continue it, --overwrite true "
@@ -142,7 +211,7 @@ def _check_folder(folder: Path, config: Namespace) -> None:
 
 
 def _check_checkpoint(path: str | None, folder: Path) -> None:
-    """Check a checkpoint's existence and checksums, so that a damaged one has a clear message."""
+    """Check that a checkpoint exists, is whole, and can be read, before anything relies on it."""
     if path is None or path in ("best", "hpc", "registry"):
         return
     file = folder / "last.ckpt" if path == "last" else Path(path)
@@ -151,10 +220,13 @@ def _check_checkpoint(path: str | None, folder: Path) -> None:
     try:
         with zipfile.ZipFile(file) as archive:
             damaged = archive.testzip()
-    except (zipfile.BadZipFile, EOFError, OSError) as error:
+        content = torch.load(file, map_location="meta", weights_only=True)
+    except Exception as error:  # zip, zlib, struct and torch have each their own for bad bytes
         raise UserError(f"ckpt_path: {file} is no checkpoint, or damaged: {error}") from error
     if damaged is not None:
         raise UserError(f"ckpt_path: {file} is damaged (at {damaged}); use an earlier checkpoint")
+    if not isinstance(content, dict) or not {"state_dict", "phase_index"} <= content.keys():
+        raise UserError(f"ckpt_path: {file} is no checkpoint of a run; legal: last.ckpt, best.ckpt")
 
 
 def _flat(config: Namespace) -> dict[str, str | int | float | bool]:
@@ -175,6 +247,10 @@ def main(args: Sequence[str] | None = None) -> int:
     warnings.filterwarnings("ignore", message="'set_vital' is deprecated")
     # The loaders only cut ids into batches: workers would cost more than they bring.
     warnings.filterwarnings("ignore", message=".*does not have many workers")
+    # A run's folder may be moved, and called by a relative or an absolute path.
+    warnings.filterwarnings("ignore", message="The dirpath has changed from")
+    # `_check_folder` asks before a run is touched.
+    warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
     # An absolute ${…} follows a flag that overrides its target, in every subcommand.
     set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
     try:
@@ -183,17 +259,29 @@ def main(args: Sequence[str] | None = None) -> int:
             RagDataModule,
             subclass_mode_model=True,
             auto_configure_optimizers=False,
-            parser_kwargs={"parser_mode": "omegaconf+"},
+            seed_everything_default=0,
+            parser_class=Parser,
+            # Not allow_abbrev: --trainer.max_epoch is a misspelt key, not a short one.
+            parser_kwargs={"parser_mode": "omegaconf+", "allow_abbrev": False},
             save_config_callback=RunConfig,
             save_config_kwargs={"overwrite": True},
             args=list(args) if args is not None else None,
         )
-    except UserError as error:
-        if os.environ.get(TRACEBACK):
+    except Exception as error:
+        mistake = _mistake(error)
+        if mistake is None or os.environ.get(TRACEBACK):
             raise
-        print(f"error: {error} ({TRACEBACK}=1 shows where)", file=sys.stderr)
+        print(f"error: {mistake} ({TRACEBACK}=1 shows where)", file=sys.stderr)
         return 1
     return 0
+
+
+def _mistake(error: BaseException) -> BaseException | None:
+    """Return what a user can mend: the error itself or its cause (jsonargparse wraps errors)."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, UserError | MisconfigurationException):
+        cause = cause.__cause__
+    return cause
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ class RunFiles(Callback):
     def __init__(self, config: Mapping[str, Any] | None = None) -> None:
         self.config = config or {}
         self.curve: list[dict[str, Json]] = []
-        self.phases: list[dict[str, Json]] = []
+        self.warned: dict[str, int] = {}  # the counts of the last warning
 
     def state_dict(self) -> dict[str, Any]:
         """Return the validation curve, so that a resumed run continues it."""
@@ -51,8 +51,8 @@ class RunFiles(Callback):
         self.curve = state_dict["curve"]
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Add a point to the validation curve."""
-        if trainer.sanity_checking:
+        """Add a point to the validation curve; a `validate` after the training is none."""
+        if trainer.sanity_checking or trainer.state.fn != "fit":
             return
         method = as_method(pl_module)
         point: dict[str, Json] = {"step": trainer.global_step, "phase": method.phase.name}
@@ -61,17 +61,31 @@ class RunFiles(Callback):
         self._write_metrics(trainer, {"validation": list(self.curve)})
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the summary of the training."""
-        self._write_summary(trainer, as_method(pl_module))
+        """Write the summary of the training, and say if texts were too long."""
+        method = as_method(pl_module)
+        self._write_summary(trainer, method)
+        self._warn_of_truncation(trainer, method)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the test metrics, and the run's line of TensorBoard's HParams page."""
         metrics = _metrics(trainer, "test/")
         self._write_metrics(trainer, {"test": metrics})
-        self._write_summary(trainer, as_method(pl_module))
+        method = as_method(pl_module)
+        self._write_summary(trainer, method)
+        self._warn_of_truncation(trainer, method)
         if trainer.is_global_zero and isinstance(trainer.logger, TensorBoardLogger):
             flat = {f"test/{name}": value for name, value in metrics.items()}
             trainer.logger.log_hyperparams(dict(self.config), flat)
+
+    def _warn_of_truncation(self, trainer: Trainer, method: Method) -> None:
+        cut = {name: count for name, count in _truncated(method).items() if count}
+        if trainer.is_global_zero and cut != self.warned:
+            self.warned = cut
+            log.warning(
+                "texts longer than a model's limit were cut, so many times up to now: %s (limits: "
+                "generator.max_source_length and max_target_length, encoder.max_length)",
+                ", ".join(f"{name}: {count}" for name, count in cut.items()),
+            )
 
     def _write_metrics(self, trainer: Trainer, new: Mapping[str, Json]) -> None:
         if trainer.is_global_zero and trainer.log_dir is not None:
@@ -103,13 +117,15 @@ class RunFiles(Callback):
                     name: sum(p.numel() for p in group.parameters())
                     for name, group in method.groups().items()
                 },
-                "truncated_texts": {
-                    name: int(getattr(group, "truncated", 0))
-                    for name, group in method.groups().items()
-                },
+                "truncated_texts": _truncated(method),
                 "cost": costs,
             },
         )
+
+
+def _truncated(method: Method) -> dict[str, int]:
+    """Return how many texts each group's model was given that lost tokens, so far."""
+    return {name: int(getattr(group, "truncated", 0)) for name, group in method.groups().items()}
 
 
 def commit() -> str:

@@ -8,15 +8,16 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import bm25s  # type: ignore[import-untyped]
 import numpy as np
-import Stemmer  # type: ignore[import-not-found]
 from numpy.typing import NDArray
 
 from lightning_rag.data.cache import hash_rows, hash_texts
 from lightning_rag.errors import UserError
+
+if TYPE_CHECKING:
+    import bm25s  # type: ignore[import-untyped]
 
 log = logging.getLogger(__name__)
 
@@ -61,8 +62,9 @@ class SearchRequest:
         available = store - min((len(np.unique(rows)) for rows in self.exclude), default=0)
         if self.count > available:
             raise UserError(
-                f"{self.count} candidates for each query are more than the {available} passages "
-                f"that a query can get (passage store: {store}, itself and its copies excluded)"
+                f"data.num_candidates: {self.count} candidates for each query are more than the "
+                f"{available} passages that a query can get (passage store: {store}, itself and "
+                f"its copies excluded); legal: up to {available}"
             )
 
     def fingerprint(self) -> dict[str, str | int | float | bool]:
@@ -126,6 +128,9 @@ class BM25Index:
         self.vocabulary = {word: number for number, word in enumerate(words)}
         ids = [[self.vocabulary[word] for word in passage] for passage in passages]
         self.index: bm25s.BM25 | None = None
+        # Here and not above: bm25s imports numba and jax where they are installed.
+        import bm25s
+
         if self.vocabulary:  # without any word there is no mean length to divide by
             self.index = bm25s.BM25(k1=k1, b=b, method=method, dtype="float64")
             # bm25s adds an empty word to the dictionary that it is given
@@ -162,6 +167,8 @@ class BM25(FirstStage):
         stemmer: str | None = "english",
         stop_words: str | None = "english",
     ) -> None:
+        import Stemmer  # type: ignore[import-not-found]
+
         if k1 < 0:
             raise UserError(f"BM25: k1 is {k1}; legal: 0 or more")
         if not 0 <= b <= 1:
@@ -182,6 +189,9 @@ class BM25(FirstStage):
 
     def fingerprint(self) -> dict[str, str | int | float | bool]:
         """Return the name, the arguments and the version of bm25s, whose tokeniser is used."""
+        import bm25s
+        import Stemmer
+
         return {
             "first_stage": "bm25",
             "k1": self.k1,
@@ -210,6 +220,9 @@ class BM25(FirstStage):
 
     def words(self, texts: Sequence[str]) -> list[list[str]]:
         """Cut texts into lower-case stemmed words of two characters or more."""
+        import bm25s
+        import Stemmer
+
         words: list[list[str]] = bm25s.tokenize(
             list(texts),
             stopwords=self.stop_words or [],

@@ -31,6 +31,12 @@ from lightning_rag.types import (
 )
 
 
+DIVERGED = (
+    "a smaller learning rate or trainer.gradient_clip_val usually helps; "
+    "the last checkpoint is untouched"
+)
+
+
 @dataclass
 class OptimizerConfig:
     """AdamW with a learning rate for each part of the model.
@@ -38,6 +44,7 @@ class OptimizerConfig:
     Args:
         learning_rates: prefix of parameter names to rate; the longest matching prefix counts, so
             `{generator: 5e-4, generator.model.encoder: 7e-5}` trains a warm-started encoder slower.
+            Rates of groups that a method does not have, such as `retriever`, are left unused.
         weight_decay: decay of matrices; biases and normalisation weights are never decayed.
         schedule: course of the rates within a phase, after the warm-up.
         warmup: share of the phase's steps in which the rates rise linearly from 0, in [0, 1).
@@ -224,8 +231,7 @@ class Method(LightningModule, ABC):
             ids = ", ".join(instance.id for instance in batch.instances[:5])
             raise UserError(
                 f"the loss of phase {self.phase.name!r} is {loss.total.item()} at step "
-                f"{self.global_step} (queries {ids}, …); a smaller learning rate or "
-                "trainer.gradient_clip_val usually helps; the last checkpoint is untouched"
+                f"{self.global_step} (queries {ids}, …); {DIVERGED}"
             )
         size = len(batch.instances)
         self.log("train/loss", loss.total, prog_bar=True, batch_size=size)
@@ -280,7 +286,8 @@ class Method(LightningModule, ABC):
             grouped.setdefault((self.learning_rate(name), decay), []).append(parameter)
         names = [name + "." for name, _ in self.named_parameters()]
         for prefix in config.learning_rates:
-            if not any(name.startswith(prefix + ".") for name in names):
+            ours = prefix.split(".")[0] in legal
+            if ours and not any(name.startswith(prefix + ".") for name in names):
                 raise UserError(
                     f"optimizer.learning_rates.{prefix} matches no parameter; legal: prefixes of "
                     f"parameter names, such as {', '.join(_prefixes(used))}"
@@ -315,16 +322,48 @@ class Method(LightningModule, ABC):
         return phase.epochs * math.ceil(batches / self.trainer.accumulate_grad_batches)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Lightning's hook: phase and bank go with the weights."""
+        """Lightning's hook: phase and bank go with the weights.
+
+        Raises:
+            UserError: a weight is not finite (a finite loss can have a gradient that is not).
+        """
+        for name, weight in self.named_parameters():
+            if weight.is_floating_point() and not torch.isfinite(weight).all():
+                raise UserError(
+                    f"the weights {name} are not finite after step {self.global_step}; {DIVERGED}"
+                )
+        checkpoint["method"] = type(self).__name__
         checkpoint["phase_index"] = self.phase_index
         checkpoint["phase_start"] = self.phase_start
         checkpoint["bank"] = self.bank.state_dict()
 
     def on_load_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
-        """Lightning's hook: take phase and bank back."""
+        """Lightning's hook: take phase and bank back.
+
+        Raises:
+            UserError: the checkpoint is of another method, or of models of another shape.
+        """
+        self._check_checkpoint(checkpoint)
         self.phase_index = checkpoint["phase_index"]
         self.phase_start = checkpoint["phase_start"]
         self.bank.load_state_dict(checkpoint["bank"])
+
+    def _check_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
+        name = type(self).__name__
+        where = f"ckpt_path: {self.trainer.ckpt_path}"
+        if checkpoint.get("method", name) != name:
+            raise UserError(f"{where} was trained as {checkpoint['method']}; legal: one of {name}")
+        ours, theirs = self.state_dict(), checkpoint["state_dict"]
+        change = "; configure the models (generator, encoder) and data as they were trained"
+        for key in sorted(ours.keys() ^ theirs.keys()):
+            what = "lacks the weights" if key in ours else "has unknown weights"
+            raise UserError(f"{where} {what} {key}{change}")
+        for key, weight in ours.items():
+            came, expected = tuple(theirs[key].shape), tuple(weight.shape)
+            if came != expected and not key.endswith("_extra_state"):  # bytes, of any length
+                raise UserError(
+                    f"{where}: {key} has shape {came}, the model's has {expected}{change}"
+                )
 
 
 def as_method(module: LightningModule) -> Method:
