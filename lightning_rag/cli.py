@@ -13,8 +13,9 @@ from typing import NoReturn
 
 import torch
 from jsonargparse import Namespace, set_parsing_settings
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import (
     ArgsType,
     LightningArgumentParser,
@@ -22,10 +23,10 @@ from lightning.pytorch.cli import (
     SaveConfigCallback,
 )
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from omegaconf.errors import OmegaConfBaseException
 
 from lightning_rag.backbones.config import EncoderConfig, GeneratorConfig
+from lightning_rag.callbacks.checkpoints import ResumePoint
 from lightning_rag.callbacks.cost_ledger import CostLedger
 from lightning_rag.callbacks.evaluator import Evaluator
 from lightning_rag.callbacks.phases import PhaseSchedule
@@ -107,41 +108,34 @@ class RagCLI(LightningCLI):
             reason = str(error).splitlines()[0]
             raise UserError(f"configuration: {error.full_key}: {reason}") from error
         config = self.config[self.config.subcommand]
-        _check_checkpoint(config.get("ckpt_path"), run_folder(config) / "checkpoints")
+        folder = run_folder(config) / "checkpoints"
+        if config.ckpt_path in ("last", "best"):
+            config.ckpt_path = str(folder / f"{config.ckpt_path}.ckpt")
+        if config.ckpt_path is not None:
+            _check_checkpoint(Path(config.ckpt_path), resumes=self.config.subcommand == "fit")
 
     def instantiate_trainer(self, **kwargs: object) -> Trainer:
         """Give the trainer the run's logger and the callbacks that every run has."""
         config = self.config[self.subcommand]
         folder = run_folder(config)
-        callbacks: list[Callback] = []
-        if config.trainer.logger is None and not config.trainer.fast_dev_run:
-            kwargs["logger"] = TensorBoardLogger(
-                save_dir=folder, name="", version="", default_hp_metric=False
-            )
+        rehearsed = bool(config.trainer.fast_dev_run)
+        kwargs.setdefault("default_root_dir", config.trainer.default_root_dir or folder)
+        own = self.config_init[self.subcommand].trainer.callbacks or []
+        callbacks: list[Callback] = [*own] if isinstance(own, list) else [own]
+        if not rehearsed:
+            if config.trainer.logger is None:
+                kwargs["logger"] = TensorBoardLogger(
+                    save_dir=folder, name="", version="", default_hp_metric=False
+                )
             if self.subcommand == "fit" and not config.ckpt_path:
                 _check_folder(folder, config)
                 callbacks.append(Replace(folder))
-        callbacks += [
-            PhaseSchedule(),
-            Evaluator(),
-            CostLedger(),
-            PredictionWriter(),
-            RunFiles(_flat(config)),
-        ]
-        if not config.trainer.fast_dev_run and config.trainer.enable_checkpointing is not False:
-            every = config.checkpoint_every
-            callbacks.append(
-                ModelCheckpoint(
-                    dirpath=folder / "checkpoints",
-                    filename="last",
-                    enable_version_counter=False,
-                    save_on_train_epoch_end=not every,
-                    every_n_train_steps=every or None,
-                )
-            )
-        kwargs["callbacks"] = (
-            self.config_init[self.subcommand].trainer.callbacks or []
-        ) + callbacks
+        callbacks += [CostLedger(), PhaseSchedule(folder / "checkpoints"), Evaluator()]
+        if not rehearsed:
+            callbacks += [PredictionWriter(folder), RunFiles(folder, _flat(config))]
+        if not rehearsed and config.trainer.enable_checkpointing is not False:
+            callbacks.append(ResumePoint(folder / "checkpoints", config.checkpoint_every))
+        kwargs["callbacks"] = callbacks
         try:
             return super().instantiate_trainer(**kwargs)
         except (ValueError, MisconfigurationException) as error:
@@ -167,9 +161,16 @@ class RunConfig(SaveConfigCallback):
         """Save what is trained; how it was started or continued is no part of it."""
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        self.config = self.config.clone()
-        self.config.ckpt_path, self.config.overwrite = None, False
-        super().setup(trainer, pl_module, "fit")
+        config = self.config.clone()
+        config.ckpt_path, config.overwrite = None, False
+        if trainer.is_global_zero:
+            folder = run_folder(config)
+            folder.mkdir(parents=True, exist_ok=True)
+            with warnings.catch_warnings():
+                # `skip_unset`, the new name, is not known to older versions of jsonargparse. A
+                # null must be written: it can differ from the default.
+                warnings.simplefilter("ignore", DeprecationWarning)
+                self.parser.save(config, folder / "config.yaml", skip_none=False, overwrite=True)
 
 
 class Replace(Callback):
@@ -202,7 +203,7 @@ def run_folder(config: Namespace) -> Path:
 
 def _check_folder(folder: Path, config: Namespace) -> None:
     """Refuse to train over a run that is there; continuing it or replacing it must be said."""
-    if config.overwrite or not (folder / "config.yaml").exists():
+    if config.overwrite or not any((folder / "checkpoints").glob("*.ckpt")):
         return
     raise UserError(
         f"{folder} holds a run already; legal: --ckpt_path last to continue it, --overwrite true "
@@ -210,11 +211,8 @@ def _check_folder(folder: Path, config: Namespace) -> None:
     )
 
 
-def _check_checkpoint(path: str | None, folder: Path) -> None:
+def _check_checkpoint(file: Path, *, resumes: bool) -> None:
     """Check that a checkpoint exists, is whole, and can be read, before anything relies on it."""
-    if path is None or path in ("best", "hpc", "registry"):
-        return
-    file = folder / "last.ckpt" if path == "last" else Path(path)
     if not file.is_file():
         raise UserError(f"ckpt_path: there is no checkpoint {file}")
     try:
@@ -227,6 +225,8 @@ def _check_checkpoint(path: str | None, folder: Path) -> None:
         raise UserError(f"ckpt_path: {file} is damaged (at {damaged}); use an earlier checkpoint")
     if not isinstance(content, dict) or not {"state_dict", "phase_index"} <= content.keys():
         raise UserError(f"ckpt_path: {file} is no checkpoint of a run; legal: last.ckpt, best.ckpt")
+    if resumes and "optimizer_states" not in content:
+        raise UserError(f"ckpt_path: {file} holds weights only; legal to continue from: last.ckpt")
 
 
 def _flat(config: Namespace) -> dict[str, str | int | float | bool]:
@@ -247,10 +247,6 @@ def main(args: Sequence[str] | None = None) -> int:
     warnings.filterwarnings("ignore", message="'set_vital' is deprecated")
     # The loaders only cut ids into batches: workers would cost more than they bring.
     warnings.filterwarnings("ignore", message=".*does not have many workers")
-    # A run's folder may be moved, and called by a relative or an absolute path.
-    warnings.filterwarnings("ignore", message="The dirpath has changed from")
-    # `_check_folder` asks before a run is touched.
-    warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
     # An absolute ${…} follows a flag that overrides its target, in every subcommand.
     set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
     try:

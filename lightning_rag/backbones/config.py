@@ -1,9 +1,7 @@
-"""Configuration of the backbones, as it stands in YAML files and in checkpoints."""
+"""Configuration of the backbones, as it stands in YAML files."""
 
 from dataclasses import dataclass, field
 from typing import Literal
-
-import torch
 
 
 @dataclass
@@ -92,7 +90,3 @@ class GeneratorConfig:
     tiny: TinyConfig = field(default_factory=TinyConfig)
     trust_remote_code: bool = False
     dtype: Literal["float32", "bfloat16", "float16", "auto"] = "float32"
-
-
-# Checkpoints hold these as hyper-parameters and are read with weights_only=True.
-torch.serialization.add_safe_globals([TinyConfig, EncoderConfig, GeneratorConfig])

@@ -249,6 +249,11 @@ class Generator(Backbone, ABC):
             )
         if len(self._tries) >= TRIES_KEPT:
             self._tries.clear()
+        if len(set(answers)) < len(answers):
+            same = [
+                option for option, a in zip(options, answers, strict=True) if answers.count(a) > 1
+            ]
+            raise UserError(f"allowed answers are the same tokens to this tokeniser: {same[:6]}")
         self._tries[options] = build_trie(answers)
         return self._tries[options]
 

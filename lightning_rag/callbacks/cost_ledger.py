@@ -5,13 +5,15 @@ from __future__ import annotations
 import resource
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
 
-from lightning_rag.methods.base import as_method
+from lightning_rag.methods.base import Method, as_method
 from lightning_rag.types import RagBatch
 
 Counters = dict[str, float]
@@ -21,10 +23,11 @@ class CostLedger(Callback):
     """Books seconds and tokens under the phase in which they were spent.
 
     `seconds/train` counts training batches, `seconds/evaluate` validation and test batches,
-    `seconds/estimate` what a phase spends before its first batch. Tokens are non-padding tokens
-    through each group's model. FLOPs are estimated from them: 2 per parameter that is no embedding
-    and token for a forward pass, 6 with the backward pass where the group learns (Kaplan et al.
-    2020, arXiv 2001.08361, section 2.1), which leaves attention's quadratic part out.
+    `seconds/estimate` a phase's estimate pass, `seconds/refresh` encoding the store again. Tokens
+    are non-padding tokens through each group's model. FLOPs are estimated from them: 2 per token
+    and parameter that is no embedding for a forward pass, 6 with the backward pass where the group
+    learns (Kaplan et al. 2020, arXiv 2001.08361, section 2.1). That leaves attention's quadratic
+    part out, and charges the tokens of an encoder-decoder with both of its halves.
     Memory is the process's peak resident size, and the device's peak where there is one.
     """
 
@@ -41,16 +44,17 @@ class CostLedger(Callback):
         """Take the books of a checkpoint."""
         self.phases = state_dict["phases"]
 
-    def _open(self, module: LightningModule) -> None:
+    def open(self, method: Method) -> None:
+        """Count from here."""
         self._since = time.perf_counter()
-        self._tokens = _tokens(module)
+        self._tokens = _tokens(method)
 
-    def _book(self, module: LightningModule, what: str) -> None:
-        method = as_method(module)
+    def book(self, method: Method, what: str) -> None:
+        """Book what was spent since `open` on `what`, under the current phase."""
         name = "test" if method.trainer.testing else method.phase.name
         book = self.phases.setdefault(name, {})
         _add(book, f"seconds/{what}", time.perf_counter() - self._since)
-        for group, count in _tokens(module).items():
+        for group, count in _tokens(method).items():
             tokens = count - self._tokens.get(group, 0)
             if tokens == 0:
                 continue
@@ -61,17 +65,11 @@ class CostLedger(Callback):
         for memory, size in _peak_memory().items():
             book[memory] = max(book.get(memory, 0.0), size)
 
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Book an estimate pass, which ran since the last batch of the phase before."""
-        method = as_method(pl_module)
-        if trainer.global_step == method.phase_start and method.phase.estimate is not None:
-            self._book(pl_module, "estimate")
-
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: RagBatch, batch_idx: int
     ) -> None:
         """Open the books."""
-        self._open(pl_module)
+        self.open(as_method(pl_module))
 
     def on_train_batch_end(
         self,
@@ -82,23 +80,23 @@ class CostLedger(Callback):
         batch_idx: int,
     ) -> None:
         """Book a training batch."""
-        self._book(pl_module, "train")
-        self._open(pl_module)
+        self.book(as_method(pl_module), "train")
+        self.open(as_method(pl_module))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Open the books."""
-        self._open(pl_module)
+        self.open(as_method(pl_module))
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Open the books."""
-        self._open(pl_module)
+        self.open(as_method(pl_module))
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Book a validation, and log the totals so far."""
         if trainer.sanity_checking:
             return
-        self._book(pl_module, "evaluate")
-        self._open(pl_module)
+        self.book(as_method(pl_module), "evaluate")
+        self.open(as_method(pl_module))
         if trainer.logger is not None:
             trainer.logger.log_metrics(
                 {f"cost/{name}": value for name, value in self.totals().items()},
@@ -107,11 +105,11 @@ class CostLedger(Callback):
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Open the books."""
-        self._open(pl_module)
+        self.open(as_method(pl_module))
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Book the test."""
-        self._book(pl_module, "evaluate")
+        self.book(as_method(pl_module), "evaluate")
 
     def totals(self) -> Counters:
         """Return the sums over the phases; of memory, the largest."""
@@ -125,13 +123,25 @@ class CostLedger(Callback):
         return totals
 
 
+@contextmanager
+def booked(method: Method, what: str) -> Iterator[None]:
+    """Book what happens inside as `what`, if the trainer keeps a ledger."""
+    ledgers = [c for c in method.trainer.callbacks if isinstance(c, CostLedger)]  # type: ignore[attr-defined]
+    for ledger in ledgers:
+        ledger.open(method)
+    yield
+    for ledger in ledgers:
+        ledger.book(method, what)
+        ledger.open(method)
+
+
 def _add(book: Counters, name: str, value: float) -> None:
     book[name] = book.get(name, 0.0) + value
 
 
-def _tokens(module: LightningModule) -> dict[str, int]:
+def _tokens(method: Method) -> dict[str, int]:
     """Return the tokens that each group's model has processed so far."""
-    groups = as_method(module).groups()
+    groups = method.groups()
     return {name: int(getattr(group, "tokens", 0)) for name, group in groups.items()}
 
 

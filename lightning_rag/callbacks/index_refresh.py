@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-import time
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from lightning_rag.callbacks.cost_ledger import booked
 from lightning_rag.errors import UserError
 from lightning_rag.methods.base import Method, as_method
 from lightning_rag.types import RagBatch
@@ -32,21 +32,14 @@ class IndexRefresh(Callback):
             raise UserError(f"IndexRefresh.every_n_steps is {every_n_steps}; legal: 0 or more")
         self.every_n_steps = every_n_steps
         self.refreshed_at = -1  # global step of the last refresh, -1 = never
-        self.count = 0
-        self.seconds = 0.0
 
     def state_dict(self) -> dict[str, Any]:
-        """Return when the index in the checkpoint was made, and what refreshing has cost."""
-        return {
-            "refreshed_at": self.refreshed_at,
-            "count": self.count,
-            "seconds": self.seconds,
-        }
+        """Return when the index in the checkpoint was made."""
+        return {"refreshed_at": self.refreshed_at}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take the state of a checkpoint."""
-        for name, value in state_dict.items():
-            setattr(self, name, value)
+        self.refreshed_at = state_dict["refreshed_at"]
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: RagBatch, batch_idx: int
@@ -72,14 +65,11 @@ class IndexRefresh(Callback):
         self._refresh(as_method(pl_module))
 
     def _refresh(self, method: Method) -> None:
-        started = time.perf_counter()
         modes = {module: module.training for module in method.modules()}
         method.eval()
-        with torch.no_grad():
+        with torch.no_grad(), booked(method, "refresh"):
             method.refresh_index()
         for module, training in modes.items():
             module.training = training
         self.refreshed_at = method.trainer.global_step
-        self.count += 1
-        self.seconds += time.perf_counter() - started
         log.info("index refreshed at step %d", self.refreshed_at)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,8 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
+from lightning_rag.callbacks.checkpoints import save_checkpoint
+from lightning_rag.callbacks.cost_ledger import booked
 from lightning_rag.errors import UserError
 from lightning_rag.methods.base import Method, as_method
 from lightning_rag.methods.phase import Phase
@@ -28,9 +32,13 @@ class PhaseSchedule(Callback):
 
     The best weights of the last phase are `checkpoints/best.ckpt` in the run's folder; those of an
     earlier phase are `checkpoints/<phase>-best.ckpt`.
+
+    Args:
+        folder: the run's folder of checkpoints.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
         self.begun = False
         self.start_epoch = 0
         self.best: float | None = None
@@ -66,6 +74,17 @@ class PhaseSchedule(Callback):
         if not self.begun:
             self._begin(trainer, as_method(pl_module))
 
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: RagBatch, batch_idx: int
+    ) -> None:
+        """Go on to the next phase when the steps of one are done, within the epoch."""
+        method = as_method(pl_module)
+        if self._steps_done(method):
+            # Not when the last step ends: a validation after it still judges this phase.
+            self._finish(trainer, method)
+            self._begin(trainer, method)
+            self.start_epoch += 1  # what is left of this epoch is no epoch of the new phase
+
     def on_train_batch_end(
         self,
         trainer: Trainer,
@@ -74,15 +93,16 @@ class PhaseSchedule(Callback):
         batch: RagBatch,
         batch_idx: int,
     ) -> None:
-        """End a phase that is counted in steps, and begin the next within the epoch."""
+        """Stop when the steps of the last phase are done; Lightning validates once more."""
         self.best_is_current = False
         method = as_method(pl_module)
+        if self._steps_done(method) and method.phase_index == len(method.schedule) - 1:
+            trainer.should_stop = True
+
+    def _steps_done(self, method: Method) -> bool:
         steps = method.phase.steps
-        if not self.begun or steps is None or trainer.global_step - method.phase_start < steps:
-            return
-        self._finish(trainer, method)
-        if not trainer.should_stop:
-            self._begin(trainer, method)
+        taken = method.trainer.global_step - method.phase_start
+        return self.begun and steps is not None and taken >= steps
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep the weights if they are the best of the phase."""
@@ -101,7 +121,7 @@ class PhaseSchedule(Callback):
         if better:
             self.best, self.best_is_current, self.misses = value, True, 0
             if not trainer.fast_dev_run:  # type: ignore[attr-defined]
-                trainer.save_checkpoint(self._best_path(trainer, method), weights_only=True)
+                save_checkpoint(trainer, self._best_path(method), weights_only=True)
         else:
             self.misses += 1
 
@@ -112,18 +132,19 @@ class PhaseSchedule(Callback):
         method = as_method(pl_module)
         phase = method.phase
         used = trainer.current_epoch + 1 - self.start_epoch
-        tired = phase.patience is not None and self.misses > phase.patience
-        if tired or (phase.epochs is not None and used >= phase.epochs):
+        tired = phase.patience is not None and self.misses >= max(1, phase.patience)
+        over = phase.epochs is not None and used >= phase.epochs
+        if tired or over or self._steps_done(method):
             self._finish(trainer, method)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Leave the best weights of the last phase in the model and in `best.ckpt`."""
         method = as_method(pl_module)
         if self.begun:  # cut short by the trainer's own limit
-            self._load_best(trainer, method)
-        path = checkpoint_folder(trainer) / "best.ckpt"
+            self._load_best(method)
+        path = self.folder / "best.ckpt"
         if not trainer.fast_dev_run and not path.exists():  # type: ignore[attr-defined]
-            trainer.save_checkpoint(path, weights_only=True)
+            save_checkpoint(trainer, path, weights_only=True)
 
     def _begin(self, trainer: Trainer, method: Method) -> None:
         phase = method.phase
@@ -133,7 +154,8 @@ class PhaseSchedule(Callback):
         length = f"{phase.epochs} epochs" if phase.epochs is not None else f"{phase.steps} steps"
         log.info("phase %r: trains %s, %s", phase.name, ", ".join(phase.trains), length)
         if phase.estimate is not None:
-            self._estimate(trainer, method, phase)
+            with booked(method, "estimate"):
+                self._estimate(trainer, method, phase)
         self._freeze(trainer, method)
         for optimizer in trainer.optimizers:
             optimizer.state.clear()
@@ -148,12 +170,13 @@ class PhaseSchedule(Callback):
         method.bank.clear()
         method.eval()
         size = len(method.data.splits.train)
-        batches = method.data.estimate_dataloader()
+        batches: Iterable[RagBatch] = method.data.estimate_dataloader()
+        if rehearsed := trainer.fast_dev_run:  # type: ignore[attr-defined]
+            batches = islice(method.data.train_dataloader(), int(rehearsed))
         hidden = trainer.progress_bar_callback is None
-        with torch.no_grad():
-            for index, batch in enumerate(
-                tqdm(batches, desc=f"Estimate {phase.name}", disable=hidden, leave=False)
-            ):
+        shown = tqdm(batches, desc=f"Estimate {phase.name}", disable=hidden, leave=False)
+        with torch.no_grad(), trainer.precision_plugin.forward_context():
+            for index, batch in enumerate(shown):
                 torch.manual_seed(
                     (method.data.seed * 1009 + method.phase_index) * 1_000_003 + index
                 )
@@ -173,27 +196,22 @@ class PhaseSchedule(Callback):
                     parameter.requires_grad_(learns)
 
     def _finish(self, trainer: Trainer, method: Method) -> None:
-        self._load_best(trainer, method)
+        self._load_best(method)
         log.info("phase %r ended at step %d", method.phase.name, trainer.global_step)
         method.phase_index += 1
         self.begun = False
         if method.phase_index >= len(method.schedule):
             trainer.should_stop = True
 
-    def _load_best(self, trainer: Trainer, method: Method) -> None:
-        path = self._best_path(trainer, method)
+    def _load_best(self, method: Method) -> None:
+        path = self._best_path(method)
         if self.best is None or self.best_is_current or not path.exists():
             return
         weights = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
         method.load_state_dict(weights)
         self.best_is_current = True
 
-    def _best_path(self, trainer: Trainer, method: Method) -> Path:
+    def _best_path(self, method: Method) -> Path:
         last = method.phase_index >= len(method.schedule) - 1
         name = "best.ckpt" if last else f"{method.phase.name}-best.ckpt"
-        return checkpoint_folder(trainer) / name
-
-
-def checkpoint_folder(trainer: Trainer) -> Path:
-    """Return the folder of a run's checkpoints."""
-    return Path(trainer.log_dir or trainer.default_root_dir) / "checkpoints"
+        return self.folder / name

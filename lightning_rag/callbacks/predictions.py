@@ -6,7 +6,6 @@ import html
 from pathlib import Path
 from typing import cast
 
-import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.types import STEP_OUTPUT
@@ -26,10 +25,12 @@ class PredictionWriter(Callback):
     `retrieved` (ids) and `scores`.
 
     Args:
+        folder: the run's folder.
         shown: queries on the text page of retrieved passages.
     """
 
-    def __init__(self, shown: int = 20) -> None:
+    def __init__(self, folder: Path, shown: int = 20) -> None:
+        self.folder = folder
         self.shown = shown
         self.rows: list[Row] = []
         self.page: list[str] = []
@@ -103,14 +104,8 @@ class PredictionWriter(Callback):
                 self.page.append(_markdown(query, instance.answers, text, shown))
 
     def _write(self, trainer: Trainer, name: str) -> None:
-        rows = self.rows
-        if dist.is_available() and dist.is_initialized():
-            parts: list[list[Row]] = [[] for _ in range(dist.get_world_size())]
-            dist.all_gather_object(parts, rows)
-            # A distributed sampler repeats queries to fill the last round: each id counts once.
-            rows = list({str(row["id"]): row for part in parts for row in part}.values())
-        if trainer.is_global_zero and trainer.log_dir is not None:
-            write_jsonl(Path(trainer.log_dir) / name, rows)
+        if trainer.is_global_zero:
+            write_jsonl(self.folder / name, self.rows)
 
 
 def _markdown(

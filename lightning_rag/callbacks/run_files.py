@@ -30,15 +30,18 @@ class RunFiles(Callback):
     """Writes what `compare` reads, as soon as it is known.
 
     `metrics.json` holds the validation curve (`validation`: step, phase and metrics of every
-    validation) and the test metrics (`test`). `summary.json` holds versions, commit, seed, the
-    hashes of the data, the phases and their cost.
+    validation) and the test metrics (`test`). `summary.json` holds method, seed, the hashes of the
+    data, the phases and their cost, and under `fit` and `test` when, where and with which code
+    each was run.
 
     Args:
+        folder: the run's folder.
         config: the run's configuration, for TensorBoard's HParams page.
     """
 
-    def __init__(self, config: Mapping[str, Any] | None = None) -> None:
-        self.config = config or {}
+    def __init__(self, folder: Path, config: Mapping[str, Any]) -> None:
+        self.folder = folder
+        self.config = config
         self.curve: list[dict[str, Json]] = []
         self.warned: dict[str, int] = {}  # the counts of the last warning
 
@@ -63,7 +66,7 @@ class RunFiles(Callback):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the summary of the training, and say if texts were too long."""
         method = as_method(pl_module)
-        self._write_summary(trainer, method)
+        self._write_summary(trainer, method, "fit")
         self._warn_of_truncation(trainer, method)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -71,7 +74,7 @@ class RunFiles(Callback):
         metrics = _metrics(trainer, "test/")
         self._write_metrics(trainer, {"test": metrics})
         method = as_method(pl_module)
-        self._write_summary(trainer, method)
+        self._write_summary(trainer, method, "test")
         self._warn_of_truncation(trainer, method)
         if trainer.is_global_zero and isinstance(trainer.logger, TensorBoardLogger):
             flat = {f"test/{name}": value for name, value in metrics.items()}
@@ -88,39 +91,37 @@ class RunFiles(Callback):
             )
 
     def _write_metrics(self, trainer: Trainer, new: Mapping[str, Json]) -> None:
-        if trainer.is_global_zero and trainer.log_dir is not None:
-            path = Path(trainer.log_dir) / "metrics.json"
+        if trainer.is_global_zero:
+            path = self.folder / "metrics.json"
             write_json(path, {**_read(path), **new})
 
-    def _write_summary(self, trainer: Trainer, method: Method) -> None:
-        if not trainer.is_global_zero or trainer.log_dir is None:
+    def _write_summary(self, trainer: Trainer, method: Method, stage: str) -> None:
+        if not trainer.is_global_zero:
             return
-        path = Path(trainer.log_dir) / "summary.json"
-        costs = _read(path).get("cost", {})
-        if not isinstance(costs, dict):
-            costs = {}
+        path = self.folder / "summary.json"
+        before = _read(path)
+        costs = dict(before.get("cost", {}))
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, CostLedger):
-                costs = {**costs, **callback.phases}
-        write_json(
-            path,
-            {
-                "method": type(method).__name__,
-                "seed": method.data.seed,
-                "commit": commit(),
-                "date": datetime.now(UTC).isoformat(timespec="seconds"),
-                "versions": {package: version(package) for package in PACKAGES},
-                "machine": machine(),
-                "data": method.data.summary(),
-                "phases": [phase.name for phase in method.schedule],
-                "parameters": {
-                    name: sum(p.numel() for p in group.parameters())
-                    for name, group in method.groups().items()
-                },
-                "truncated_texts": _truncated(method),
-                "cost": costs,
+                costs.update(callback.phases)
+        circumstances: dict[str, Json] = {
+            "commit": commit(),
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+            "versions": {package: version(package) for package in PACKAGES},
+            "machine": machine(),
+            "truncated_texts": dict(_truncated(method)),
+        }
+        facts: dict[str, Json] = {
+            "method": type(method).__name__,
+            "seed": method.data.seed,
+            "data": method.data.summary(),
+            "phases": [phase.name for phase in method.schedule],
+            "parameters": {
+                name: sum(p.numel() for p in group.parameters())
+                for name, group in method.groups().items()
             },
-        )
+        }
+        write_json(path, {**before, **facts, stage: circumstances, "cost": costs})
 
 
 def _truncated(method: Method) -> dict[str, int]:

@@ -162,6 +162,8 @@ class RagDataModule(LightningDataModule):
         if self._splits is not None:
             return
         splits = self.reader.read(self.root, self.seed)
+        if not splits.train:
+            raise UserError(f"the train split of data set {self.name!r} is empty")
         train = self._regime(splits.train)
         held_out = {
             "validation": self._limited(splits.validation, "validation"),
@@ -239,7 +241,7 @@ class RagDataModule(LightningDataModule):
         texts += [task.target(instance) for instance in train]
         texts += [task.key(passage).text for passage in self.store.passages]
         # Few training instances need not show every label.
-        texts += [task.option_target(train[0], label) for label in task.options(train[0]) or ()]
+        texts += [task.option_target(train[0], label) for label in self.splits.labels]
         return texts
 
     def metrics(self) -> MetricCollection:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightning_rag.data.cache import hash_texts
+from lightning_rag.data.splits import normalise
 from lightning_rag.errors import DataError, UserError
 from lightning_rag.types import Instance, Passage, Span
 
@@ -142,11 +143,6 @@ def exclusions(queries: Sequence[Instance], store: PassageStore) -> list[NDArray
             rows.add(store.row(query.id))
         excluded.append(np.array(sorted(rows), dtype=np.int64))
     return excluded
-
-
-def normalise(text: str) -> str:
-    """Return a text in lower case, each run of white space one blank."""
-    return " ".join(text.casefold().split())
 
 
 def _record(instance: Instance) -> tuple[str, str]:

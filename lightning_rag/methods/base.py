@@ -6,6 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from typing import Any, Literal
 
 import torch
@@ -29,7 +30,6 @@ from lightning_rag.types import (
     Rendered,
     Retrieved,
 )
-
 
 DIVERGED = (
     "a smaller learning rate or trainer.gradient_clip_val usually helps; "
@@ -58,6 +58,15 @@ class OptimizerConfig:
     warmup: float = 0.1
     betas: tuple[float, float] = (0.9, 0.999)
     epsilon: float = 1e-8
+
+    def __post_init__(self) -> None:
+        for prefix, rate in self.learning_rates.items():
+            if not 0 < rate < math.inf:
+                raise UserError(f"optimizer.learning_rates.{prefix} is {rate}; legal: above 0")
+        if not 0 <= self.warmup < 1:
+            raise UserError(f"optimizer.warmup is {self.warmup}; legal: 0 to less than 1")
+        if self.weight_decay < 0:
+            raise UserError(f"optimizer.weight_decay is {self.weight_decay}; legal: 0 or more")
 
     def factor(self, step: int, total: int) -> float:
         """Return the factor of the rates at `step` (from 0) of a phase of `total` steps."""
@@ -151,8 +160,10 @@ class Method(LightningModule, ABC):
 
     def attach(self, data: RagDataModule) -> None:
         """Take task, store and queries from `data` and make the models, unless that was done."""
-        if self._data is not None:
+        if self._data is data:
             return
+        if self._data is not None:
+            raise UserError("a method belongs to one data module: build another for other data")
         self._data = data
         if self.k > data.num_candidates:
             raise UserError(
@@ -162,10 +173,26 @@ class Method(LightningModule, ABC):
         # The weights depend on the seed alone, whatever was drawn before (a cache hit, say).
         torch.manual_seed(data.seed)
         self.build()
+        self._rehearse()
         self.train()  # checkpoints load in evaluation mode; phases freeze what they do not train
+
+    def _rehearse(self) -> None:
+        """Score one query's allowed answers: what cannot work fails before an epoch is spent."""
+        task, query = self.data.task, self.data.splits.train[0]
+        options = task.options(query)
+        if self.decoding == "options" and options is not None:
+            texts = [task.option_target(query, option) for option in options]
+            with torch.no_grad():
+                self.generator.choose([Prompt(task.source(query))], [texts])
+            self.generator.tokens = 0
 
     def setup(self, stage: str) -> None:
         """Lightning's hook: attach the trainer's data module."""
+        if self.trainer.world_size > 1:
+            raise UserError(
+                f"{self.trainer.world_size} processes were asked for (trainer.devices, "
+                "trainer.num_nodes); legal for now: 1"
+            )
         self.attach(self.trainer.datamodule)  # type: ignore[attr-defined]
 
     def prompts(self, batch: RagBatch, retrieved: Retrieved) -> list[Prompt]:
@@ -192,6 +219,16 @@ class Method(LightningModule, ABC):
             self.prompts(batch, retrieved), targets, reduction="mean"
         )
         return LossTerms(total=-log_p.mean())
+
+    def generator_phase(self, epochs: int, patience: int | None) -> Phase:
+        """Return the phase that trains the generator alone, by its loss."""
+        return Phase(
+            "fit",
+            trains=("generator",),
+            loss=self.generator_loss,
+            epochs=epochs,
+            patience=patience,
+        )
 
     def answer(self, batch: RagBatch, retrieved: Retrieved) -> list[str]:
         """Return the answer to each query: the best allowed one, or generated text, parsed."""
@@ -222,7 +259,8 @@ class Method(LightningModule, ABC):
 
     def on_train_batch_start(self, batch: RagBatch, batch_idx: int) -> None:
         """Draw the step's randomness from (seed, step) alone, so that a resumed run repeats it."""
-        torch.manual_seed(self.data.seed * 1_000_003 + self.global_step)
+        # Batches whose gradients are accumulated share a step, and must not share their dropout.
+        torch.manual_seed((self.data.seed * 1_000_003 + self.global_step) * 1_000_003 + batch_idx)
 
     def training_step(self, batch: RagBatch, batch_idx: int) -> Tensor:
         """Lightning's hook: the loss of the current phase."""
@@ -286,8 +324,9 @@ class Method(LightningModule, ABC):
             grouped.setdefault((self.learning_rate(name), decay), []).append(parameter)
         names = [name + "." for name, _ in self.named_parameters()]
         for prefix in config.learning_rates:
-            ours = prefix.split(".")[0] in legal
-            if ours and not any(name.startswith(prefix + ".") for name in names):
+            group = prefix.split(".")[0]
+            meant = group in legal or get_close_matches(group, legal)
+            if meant and not any(name.startswith(prefix + ".") for name in names):
                 raise UserError(
                     f"optimizer.learning_rates.{prefix} matches no parameter; legal: prefixes of "
                     f"parameter names, such as {', '.join(_prefixes(used))}"
@@ -299,7 +338,8 @@ class Method(LightningModule, ABC):
             ],
             betas=config.betas,
             eps=config.epsilon,
-            fused=True,
+            # Lightning cannot clip gradients that a gradient scaler hands to a fused step.
+            fused="mixed" not in str(self.trainer.precision),
         )
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self._rate_factor)
         return {
@@ -319,7 +359,9 @@ class Method(LightningModule, ABC):
         batches = math.ceil(len(self.data.splits.train) / self.data.batch_size)
         limit = self.trainer.limit_train_batches
         batches = int(batches * limit) if isinstance(limit, float) else min(batches, limit)
-        return phase.epochs * math.ceil(batches / self.trainer.accumulate_grad_batches)
+        in_epoch = math.ceil(batches / self.trainer.accumulate_grad_batches)
+        # A phase that begins within an epoch gets the rest of it besides.
+        return phase.epochs * in_epoch + -self.phase_start % in_epoch
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Lightning's hook: phase and bank go with the weights.

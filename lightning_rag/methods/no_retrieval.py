@@ -37,14 +37,7 @@ class NoRetrieval(Method):
 
     def phases(self) -> list[Phase]:
         """One phase: the generator's NLL."""
-        fit = Phase(
-            "fit",
-            trains=("generator",),
-            loss=self.generator_loss,
-            epochs=self.epochs,
-            patience=self.patience,
-        )
-        return [fit]
+        return [self.generator_phase(self.epochs, self.patience)]
 
     def retrieve(self, batch: RagBatch, k: int) -> Retrieved:
         """Retrieve nothing: no candidate has a rank, so retrieval metrics are 0."""

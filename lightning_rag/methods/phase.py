@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from lightning_rag.errors import UserError
 from lightning_rag.types import LossTerms, RagBatch
 
 
@@ -48,7 +49,7 @@ class Phase:
             )
         length = self.epochs if self.epochs is not None else self.steps
         if length is None or length < 1:
-            raise ValueError(f"phase {self.name!r} lasts {length}; legal: 1 or more")
+            raise UserError(f"phase {self.name!r} lasts {length} epochs or steps; legal: 1 or more")
 
 
 class Bank:

@@ -44,14 +44,7 @@ class Rag4re(Method):
 
     def phases(self) -> list[Phase]:
         """One phase: the generator's NLL with passages in the prompt."""
-        fit = Phase(
-            "fit",
-            trains=("generator",),
-            loss=self.generator_loss,
-            epochs=self.epochs,
-            patience=self.patience,
-        )
-        return [fit]
+        return [self.generator_phase(self.epochs, self.patience)]
 
     def retrieve(self, batch: RagBatch, k: int) -> Retrieved:
         """Take the first-stage retriever's best `k`."""

@@ -179,7 +179,7 @@ def test_killed_and_resumed_ends_with_the_same_weights(method: Path, tmp_path: P
     """SIGKILL in every phase, at the step of a checkpoint and between two."""
 
     def start(folder: Path, *extra: str) -> subprocess.CompletedProcess[str]:
-        command = [*arguments(method, folder), *epochs(method, 2), "--checkpoint_every=3", *extra]
+        command = [*arguments(method, folder), *epochs(method, 2), *extra]
         path = os.pathsep.join([str(HERE), str(HERE.parents[1])])
         return subprocess.run(
             [sys.executable, "-m", "lightning_rag.cli", *command],
@@ -192,15 +192,16 @@ def test_killed_and_resumed_ends_with_the_same_weights(method: Path, tmp_path: P
     done = start(tmp_path / "whole")
     assert done.returncode == 0, done.stderr
     # 40 queries in batches of 8: five steps an epoch; the test method's first phase has five.
-    for step in (4, 7):
-        folder = tmp_path / str(step)
+    # Steps 3 and 6 lie within an epoch; 5 is the end of one; 0 = checkpoints at epoch ends only.
+    for every, step in ((3, 4), (5, 6), (3, 7), (0, 8)):
+        folder = tmp_path / f"{every}-{step}"
         kill = (
             "--trainer.callbacks+=interruption.KillAt",
             f"--trainer.callbacks.init_args.step={step}",
         )
-        killed = start(folder, *kill)
+        killed = start(folder, f"--checkpoint_every={every}", *kill)
         assert killed.returncode == -signal.SIGKILL, killed.stderr
-        resumed = start(folder, "--ckpt_path=last")
+        resumed = start(folder, f"--checkpoint_every={every}", "--ckpt_path=last")
         assert resumed.returncode == 0, resumed.stderr
         for name in ("last.ckpt", "best.ckpt"):
             assert_equal_weights(weights(folder, name), weights(tmp_path / "whole", name))
