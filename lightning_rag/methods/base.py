@@ -184,7 +184,7 @@ class Method(LightningModule, ABC):
             texts = [task.option_target(query, option) for option in options]
             with torch.no_grad():
                 self.generator.choose([Prompt(task.source(query))], [texts])
-            self.generator.tokens = 0
+            self.generator.tokens = self.generator.truncated = 0
 
     def setup(self, stage: str) -> None:
         """Lightning's hook: attach the trainer's data module."""
