@@ -278,7 +278,7 @@ class RagDataModule(LightningDataModule):
             len(instances), seed=self.seed, batch_size=self.batch_size, lengths=lengths
         )
         if self.trainer is not None:
-            # A resumed run opens its loader before Lightning tells the sampler the epoch.
+            # Within an epoch a resumed loader skips rows before Lightning tells it the epoch.
             order.set_epoch(self.trainer.current_epoch)
         return self._loader("train", self.batch_size, order)
 

@@ -46,10 +46,15 @@ class EpochOrder(Sampler[int]):
         return self.size
 
     def __iter__(self) -> Iterator[int]:
+        # A generator: the order is drawn when its first row is asked for. A resumed run opens its
+        # loader before Lightning has told the epoch.
+        yield from self._order()
+
+    def _order(self) -> list[int]:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
         order = torch.randperm(self.size, generator=generator).tolist()
         if self.lengths is None:
-            return iter(order)
+            return order
         lengths = self.lengths
         stride = self.batch_size * self.window
         full, rest = [], []
@@ -61,4 +66,4 @@ class EpochOrder(Sampler[int]):
         shuffled = torch.randperm(len(full), generator=generator).tolist()
         # The one short batch stays last, because the loader cuts batches by counting.
         batches = [full[index] for index in shuffled] + rest
-        return iter([row for batch in batches for row in batch])
+        return [row for batch in batches for row in batch]
