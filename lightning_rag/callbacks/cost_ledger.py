@@ -35,6 +35,7 @@ class CostLedger(Callback):
         self.phases: dict[str, Counters] = {}
         self._since = time.perf_counter()
         self._tokens: dict[str, int] = {}
+        self._sizes: dict[str, int] = {}  # parameters of each group: counting takes a millisecond
 
     def state_dict(self) -> dict[str, Any]:
         """Return the books, so that a resumed run goes on counting."""
@@ -59,9 +60,10 @@ class CostLedger(Callback):
             if tokens == 0:
                 continue
             learns = what == "train" and group in method.phase.trains
-            parameters = _parameters(method.groups()[group])
+            if group not in self._sizes:
+                self._sizes[group] = _parameters(method.groups()[group])
             _add(book, f"tokens/{group}/{what}", tokens)
-            _add(book, "flops", (6.0 if learns else 2.0) * parameters * tokens)
+            _add(book, "flops", (6.0 if learns else 2.0) * self._sizes[group] * tokens)
         for memory, size in _peak_memory().items():
             book[memory] = max(book.get(memory, 0.0), size)
 
