@@ -11,10 +11,16 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning_rag.types import RagBatch
 
 
-def save_checkpoint(trainer: Trainer, path: Path, *, weights_only: bool = False) -> None:
-    """Write a checkpoint beside `path` and rename it: a kill leaves the old one whole."""
+def save_checkpoint(trainer: Trainer, path: Path, *, resumable: bool) -> None:
+    """Write a checkpoint beside `path` and rename it: a kill leaves the old one whole.
+
+    Args:
+        trainer: whose state is written.
+        path: the file.
+        resumable: with the optimiser and the callbacks; else the weights alone.
+    """
     temporary = path.with_name(f".{path.name}.tmp")
-    trainer.save_checkpoint(temporary, weights_only=weights_only)
+    trainer.save_checkpoint(temporary, weights_only=not resumable)
     if trainer.is_global_zero:
         os.replace(temporary, path)
 
@@ -56,4 +62,4 @@ class ResumePoint(Checkpoint):
 
     def _save(self, trainer: Trainer) -> None:
         self.saved_at = trainer.global_step
-        save_checkpoint(trainer, self.folder / "last.ckpt")
+        save_checkpoint(trainer, self.folder / "last.ckpt", resumable=True)

@@ -121,7 +121,7 @@ class PhaseSchedule(Callback):
         if better:
             self.best, self.best_is_current, self.misses = value, True, 0
             if not trainer.fast_dev_run:  # type: ignore[attr-defined]
-                save_checkpoint(trainer, self._best_path(method), weights_only=True)
+                save_checkpoint(trainer, self._best_path(method), resumable=False)
         else:
             self.misses += 1
 
@@ -144,7 +144,7 @@ class PhaseSchedule(Callback):
             self._load_best(method)
         path = self.folder / "best.ckpt"
         if not trainer.fast_dev_run and not path.exists():  # type: ignore[attr-defined]
-            save_checkpoint(trainer, path, weights_only=True)
+            save_checkpoint(trainer, path, resumable=False)
 
     def _begin(self, trainer: Trainer, method: Method) -> None:
         phase = method.phase
