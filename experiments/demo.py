@@ -27,7 +27,8 @@ def fit(method: str, runs: Path, extra: list[str]) -> Path:
     command += ["--experiment", "demo", "--runs", str(runs), "--overwrite", "true", *extra]
     subprocess.run(command, check=True, cwd=REPOSITORY)
     name = method.replace("_", "")
-    return runs / "demo" / "synthetic_relations" / name / "default" / "seed=0"
+    folders = (runs / "demo" / "synthetic_relations" / name).glob("*/seed=*")
+    return max(folders, key=lambda folder: (folder / "metrics.json").stat().st_mtime)
 
 
 def main() -> None:
