@@ -67,6 +67,10 @@ class PhaseSchedule(Callback):
             log.info("all phases of this run are finished")
             trainer.should_stop = True
             return
+        lengths = [phase.epochs for phase in method.schedule]
+        if trainer.max_epochs == -1 and None not in lengths:
+            # The phases stop the run; this only tells the progress bar how far it is to go.
+            trainer.fit_loop.max_epochs = sum(length or 0 for length in lengths)
         self._freeze(trainer, method)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
