@@ -37,7 +37,8 @@ from lightning_rag.callbacks.run_files import RunFiles
 from lightning_rag.data.candidates import BM25
 from lightning_rag.data.datamodule import RagDataModule
 from lightning_rag.data.readers.synthetic import SyntheticRelations
-from lightning_rag.methods.base import Method, OptimizerConfig
+from lightning_rag.methods.base import Method
+from lightning_rag.methods.optimization import OptimizerConfig
 from lightning_rag.methods.rag4re import Rag4re
 from lightning_rag.tasks.relation_extraction import RelationExtraction
 from lightning_rag.types import RagBatch

@@ -34,7 +34,8 @@ from lightning_rag.callbacks.predictions import PredictionWriter
 from lightning_rag.callbacks.run_files import RunFiles
 from lightning_rag.data.datamodule import RagDataModule
 from lightning_rag.errors import UserError
-from lightning_rag.methods.base import Method, OptimizerConfig
+from lightning_rag.methods.base import Method
+from lightning_rag.methods.optimization import OptimizerConfig
 
 TRACEBACK = "LIGHTNING_RAG_TRACEBACK"
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any, Literal
 
@@ -19,6 +18,7 @@ from lightning_rag.backbones.factory import build_generator
 from lightning_rag.backbones.generator import Generator
 from lightning_rag.data.datamodule import RagDataModule
 from lightning_rag.errors import UserError
+from lightning_rag.methods.optimization import OptimizerConfig
 from lightning_rag.methods.phase import Bank, Phase
 from lightning_rag.types import (
     Evaluated,
@@ -35,50 +35,6 @@ DIVERGED = (
     "a smaller learning rate or trainer.gradient_clip_val usually helps; "
     "the last checkpoint is untouched"
 )
-
-
-@dataclass
-class OptimizerConfig:
-    """AdamW with a learning rate for each part of the model.
-
-    Args:
-        learning_rates: prefix of parameter names to rate; the longest matching prefix counts, so
-            `{generator: 5e-4, generator.model.encoder: 7e-5}` trains a warm-started encoder slower.
-            Rates of groups that a method does not have, such as `retriever`, are left unused.
-        weight_decay: decay of matrices; biases and normalisation weights are never decayed.
-        schedule: course of the rates within a phase, after the warm-up.
-        warmup: share of the phase's steps in which the rates rise linearly from 0, in [0, 1).
-        betas: the moments' decay rates of AdamW.
-        epsilon: the denominator's constant of AdamW.
-    """
-
-    learning_rates: dict[str, float] = field(default_factory=lambda: {"generator": 5e-4})
-    weight_decay: float = 0.01
-    schedule: Literal["linear", "cosine", "constant"] = "linear"
-    warmup: float = 0.1
-    betas: tuple[float, float] = (0.9, 0.999)
-    epsilon: float = 1e-8
-
-    def __post_init__(self) -> None:
-        for prefix, rate in self.learning_rates.items():
-            if not 0 < rate < math.inf:
-                raise UserError(f"optimizer.learning_rates.{prefix} is {rate}; legal: above 0")
-        if not 0 <= self.warmup < 1:
-            raise UserError(f"optimizer.warmup is {self.warmup}; legal: 0 to less than 1")
-        if self.weight_decay < 0:
-            raise UserError(f"optimizer.weight_decay is {self.weight_decay}; legal: 0 or more")
-
-    def factor(self, step: int, total: int) -> float:
-        """Return the factor of the rates at `step` (from 0) of a phase of `total` steps."""
-        rising = math.ceil(self.warmup * total)
-        if step < rising:
-            return (step + 1) / rising
-        progress = min(1.0, (step - rising) / max(1, total - rising))
-        if self.schedule == "linear":
-            return 1.0 - progress
-        if self.schedule == "cosine":
-            return 0.5 * (1.0 + math.cos(math.pi * progress))
-        return 1.0
 
 
 class Method(LightningModule, ABC):

@@ -7,7 +7,8 @@ from typing import Literal
 import torch
 
 from lightning_rag.backbones.config import GeneratorConfig
-from lightning_rag.methods.base import Method, OptimizerConfig
+from lightning_rag.methods.base import Method
+from lightning_rag.methods.optimization import OptimizerConfig
 from lightning_rag.methods.phase import Phase
 from lightning_rag.types import RagBatch, Retrieved
 
