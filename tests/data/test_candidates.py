@@ -140,7 +140,8 @@ def test_stemming_and_stop_words_are_options():
 
 @pytest.mark.parametrize("language", STOP_WORDS)
 def test_every_list_of_stop_words_exists(language):
-    BM25(stop_words=language).search(request(["a word"], 1))
+    found = BM25(stop_words=language).search(request(["a word"], 1))
+    assert found.ids.shape == found.scores.shape == (1, 1)
 
 
 @pytest.mark.parametrize(
