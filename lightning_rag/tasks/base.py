@@ -19,9 +19,12 @@ class Task(ABC):
 
     Attributes:
         monitor: the metric of `metrics` that model selection maximises.
+        slots: names of the spans at which a retriever embeds an instance one by one; () where a
+            text has none and is embedded whole.
     """
 
     monitor: str = "f1"
+    slots: tuple[str, ...] = ()
 
     @abstractmethod
     def prepare(self, labels: Sequence[str], wording: Mapping[str, str] | None = None) -> None:
@@ -42,6 +45,19 @@ class Task(ABC):
     @abstractmethod
     def key(self, passage: Passage) -> Rendered:
         """Return what a retriever reads of a passage; the label is never in it."""
+
+    def labelled_key(self, passage: Passage, separator: str) -> Rendered:
+        """Return what a retriever of labelled instances reads of one.
+
+        It is the key, then the separator, then the verbalised label with the range "label" (ETRAG,
+        arXiv 2406.03790: sentence, separator token, target sentence). A plain passage has no label
+        and stays as `key` renders it.
+
+        Args:
+            passage: the instance as a passage.
+            separator: what stands between the two, such as the encoder's separator token.
+        """
+        return self.key(passage)
 
     @abstractmethod
     def source(self, instance: Instance) -> Rendered:

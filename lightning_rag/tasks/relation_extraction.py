@@ -43,6 +43,8 @@ class RelationExtraction(Task):
             "marked" sentence as of a query, the bare "sentence", or its two "mentions" alone.
     """
 
+    slots = ("head", "tail", "label")
+
     def __init__(
         self,
         *,
@@ -143,6 +145,18 @@ class RelationExtraction(Task):
         """Return the demonstration's sentence as `query` renders it, or a plain passage's text."""
         return Rendered(passage.text) if passage.instance is None else self.query(passage.instance)
 
+    def labelled_key(self, passage: Passage, separator: str) -> Rendered:
+        """Return the demonstration as `query` renders it, the separator and its label's words.
+
+        The ranges are "head", "tail" and "label"; a plain passage is its text, without ranges.
+
+        Raises:
+            ValueError: the demonstration has no label.
+        """
+        if passage.instance is None:
+            return Rendered(passage.text)
+        return self._labelled(self.query(passage.instance), separator, passage.instance)
+
     def source(self, instance: Instance) -> Rendered:
         """Return the marked sentence with the ranges "head" and "tail"."""
         return marked(instance, self.markers)
@@ -154,12 +168,14 @@ class RelationExtraction(Task):
                 raise ValueError(f"passage {passage.id!r} is no demonstration: it has no label")
             return Rendered(passage.text)
         sentence = self._demonstration(passage.instance)
-        if not with_label:
-            return sentence
-        words = self.target(passage.instance)
-        start = len(sentence.text) + len(LABEL_LEAD)
+        return self._labelled(sentence, LABEL_LEAD, passage.instance) if with_label else sentence
+
+    def _labelled(self, sentence: Rendered, between: str, instance: Instance) -> Rendered:
+        """Return the sentence, `between` and the words of the gold label, the range "label"."""
+        words = self.target(instance)
+        start = len(sentence.text) + len(between)
         return Rendered(
-            sentence.text + LABEL_LEAD + words,
+            sentence.text + between + words,
             {**sentence.spans, "label": (start, start + len(words))},
         )
 

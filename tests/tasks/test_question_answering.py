@@ -29,6 +29,11 @@ def test_renderings(task):
     assert dict(task.query(QUESTION).spans) == {}
 
 
+def test_a_plain_passage_is_embedded_whole(task):
+    assert task.slots == ()
+    assert task.labelled_key(PASSAGE, "</s>") == task.key(PASSAGE)
+
+
 def test_answers(task):
     assert task.target(QUESTION) == task.option_target(QUESTION, "Émile Zola") == "Émile Zola"
     assert task.options(QUESTION) is None

@@ -124,6 +124,48 @@ def test_nothing_a_retriever_or_a_query_reads_depends_on_the_label(markers, retr
     assert keys[0] == keys[1] == keys[2]
 
 
+@pytest.mark.parametrize(
+    ("arguments", "sentence", "label"),
+    [
+        ({}, "Bill lives in Hawaii.", "residence in city"),
+        ({"target": "clause"}, "Bill lives in Hawaii.", "Bill resides in the city Hawaii"),
+        (
+            {"retrieval_text": "marked"},
+            "@ * person * Bill @ lives in # ^ city ^ Hawaii #.",
+            "residence in city",
+        ),
+        (
+            {"retrieval_text": "marked", "markers": "tags", "target": "clause"},
+            "<e1>Bill</e1> lives in <e2>Hawaii</e2>.",
+            "Bill resides in the city Hawaii",
+        ),
+    ],
+)
+@pytest.mark.parametrize("separator", ["</s>", " [SEP] ", ""])
+def test_labelled_key(arguments, sentence, label, separator):
+    task = prepared(**arguments)
+    instance = make()
+    shown = task.labelled_key(Passage("p1", "other text", instance=instance), separator)
+    assert shown.text == sentence + separator + label
+    assert tuple(shown.spans) == task.slots
+    assert [shown.text[slice(*shown.spans[name])] for name in task.slots] == [
+        "Bill",
+        "Hawaii",
+        label,
+    ]
+    # the mentions are those of the sentence, not of a clause that names them again
+    query = task.query(instance)
+    assert {name: shown.spans[name] for name in ("head", "tail")} == dict(query.spans)
+
+
+def test_labelled_key_without_a_label():
+    task = prepared()
+    assert task.labelled_key(Passage("p", "text"), "</s>") == task.key(Passage("p", "text"))
+    unlabelled = make(label=None)
+    with pytest.raises(ValueError, match="'i1' has no label"):
+        task.labelled_key(Passage("p", unlabelled.text, instance=unlabelled), "</s>")
+
+
 def test_a_passage_without_label():
     task = prepared()
     unlabelled = make(label=None)
