@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 
 from lightning_rag.types import Instance, Rendered, Span
 
-Markers = Literal["punctuation", "tags", "none"]
+Markers = Literal["punctuation", "tags", "clauses", "none"]
 
 
 class _Mark(NamedTuple):
@@ -62,17 +62,23 @@ def marked(instance: Instance, markers: Markers) -> Rendered:
     - "punctuation": `@ Bill @ lives in # Hawaii #.`, with entity types
       `@ * person * Bill @ lives in # ^ city ^ Hawaii #.` (Zhou and Chen 2022, arXiv 2102.01373);
     - "tags": `<e1>Bill</e1> lives in <e2>Hawaii</e2>.` (SemEval-2010 task 8);
+    - "clauses": `The subject is Bill . The object is Hawaii . Bill lives in Hawaii.`, with entity
+      types `… Bill is of type person . Hawaii is of type city . …` before the sentence (SuRE, arXiv
+      2205.09837, and ETRAG, arXiv 2406.03790; the wording is ours);
     - "none": `Bill lives in Hawaii. Relation of Bill to Hawaii?`, the types before the names.
 
     The ranges "head" and "tail" are the mentions without their own markers; of two overlapping
-    mentions, a range can contain a marker of the other. With "none" they are those of the closing
-    question, because nothing in the sentence itself says which mention is meant.
+    mentions, a range can contain a marker of the other. With "clauses" and "none" they are those of
+    the clauses that name them and of the closing question, because nothing in the sentence itself
+    says which mention is meant.
 
     Raises:
         ValueError: the instance lacks a valid span.
     """
     if markers == "none":
         return _question(instance)
+    if markers == "clauses":
+        return _clauses(instance)
     return _insert(instance, _punctuation if markers == "punctuation" else _tags)
 
 
@@ -91,6 +97,21 @@ def _question(instance: Instance) -> Rendered:
         spans[name] = (len(text), len(text) + len(mention))
         text += mention + (" to " if name == "head" else "?")
     return Rendered(text, spans)
+
+
+def _clauses(instance: Instance) -> Rendered:
+    """Write the clauses; a mention stands between spaces, so that it shares no token with them."""
+    text = ""
+    spans: dict[str, tuple[int, int]] = {}
+    named = mention_texts(instance)
+    for name, role, mention in zip(("head", "tail"), ("subject", "object"), named, strict=True):
+        text += f"The {role} is "
+        spans[name] = (len(text), len(text) + len(mention))
+        text += f"{mention} . "
+    for span, mention in zip(mentions(instance), named, strict=True):
+        kind = type_words(span)
+        text += f"{mention} is of type {kind} . " if kind else ""
+    return Rendered(text + instance.text, spans)
 
 
 def _tags(name: str, span: Span) -> tuple[str, str]:

@@ -38,7 +38,7 @@ class RelationExtraction(Task):
         type_constraints: offer only the labels that the two entity types allow (TACRED, TACREV,
             Re-TACRED); a pair of types that the table lacks allows all.
         retrieval_text: what retrievers read: the bare "sentence", as RAG4RE does (arXiv 2404.13397:
-            entities do not enter the embedding), or the "marked" one.
+            entities do not enter the embedding), or the "marked" one, as ETRAG does.
         demonstration_text: what the generator reads of a demonstration before its label: the
             "marked" sentence as of a query, the bare "sentence", or its two "mentions" alone.
     """
@@ -59,7 +59,7 @@ class RelationExtraction(Task):
     ) -> None:
         for name, value, legal in (
             ("target", target, ("label", "clause")),
-            ("markers", markers, ("punctuation", "tags", "none")),
+            ("markers", markers, ("punctuation", "tags", "clauses", "none")),
             ("scorer", scorer, ("semeval2010", "tacred", "accuracy")),
             ("retrieval_text", retrieval_text, ("sentence", "marked")),
             ("demonstration_text", demonstration_text, ("marked", "sentence", "mentions")),

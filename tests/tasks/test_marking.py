@@ -36,6 +36,23 @@ SENTENCE = "Bill Gates lives in Hawaii."
         ("punctuation", ("", "CITY"), "@ Bill Gates @ lives in # ^ city ^ Hawaii #."),
         ("tags", ("", ""), "<e1>Bill Gates</e1> lives in <e2>Hawaii</e2>."),
         ("tags", ("PERSON", "CITY"), "<e1>Bill Gates</e1> lives in <e2>Hawaii</e2>."),
+        (
+            "clauses",
+            ("", ""),
+            "The subject is Bill Gates . The object is Hawaii . Bill Gates lives in Hawaii.",
+        ),
+        (
+            "clauses",
+            ("PERSON", "STATE_OR_PROVINCE"),
+            "The subject is Bill Gates . The object is Hawaii . Bill Gates is of type person . "
+            "Hawaii is of type state or province . Bill Gates lives in Hawaii.",
+        ),
+        (
+            "clauses",
+            ("", "CITY"),
+            "The subject is Bill Gates . The object is Hawaii . Hawaii is of type city . "
+            "Bill Gates lives in Hawaii.",
+        ),
         ("none", ("", ""), "Bill Gates lives in Hawaii. Relation of Bill Gates to Hawaii?"),
         (
             "none",
@@ -102,7 +119,41 @@ def test_overlap(head, tail, expected, head_text, tail_text):
     assert named(rendered, "tail") == tail_text
 
 
-@pytest.mark.parametrize("markers", ["punctuation", "tags", "none"])
+@pytest.mark.parametrize(
+    ("text", "head", "tail"),
+    [
+        ("in Hawaii, Bill rests", "Bill", "Hawaii"),  # tail first
+        ("University of Leeds won", (0, 19), (14, 19)),  # the tail within the head
+        ("University of Leeds won", (14, 19), (0, 19)),
+        ("University of Leeds won", (0, 13), (11, 19)),  # crossing
+        ("Leeds won", (0, 5), (0, 5)),  # equal
+        ("Bill met Bill and Bill", (9, 13), (18, 22)),  # the same words, other places
+        ("C++ (v1.*) is [a-z]+ or \\d$", "C++ (v1.*)", "[a-z]+"),  # letters of regular expressions
+        ("C++ (v1.*) is [a-z]+ or \\d$", "\\d$", "is"),
+        ("{head} met {tail} of Acme Inc.", "{head}", "Acme Inc."),
+        ("The subject is subject . is", "subject", (25, 27)),  # the words of the clauses
+        ("Zoë in 東京都", "Zoë", "東京"),
+    ],
+)
+@pytest.mark.parametrize("types", [("", ""), ("PERSON", "CITY"), ("PERSON", "")])
+def test_clauses_name_the_mentions(text, head, tail, types):
+    instance = make(text, head, tail, *types)
+    rendered = marked(instance, "clauses")
+    first, second = (text[span.start : span.end] for span in (instance.head, instance.tail))
+    opening = f"The subject is {first} . The object is {second} . "
+    kinds = [
+        f"{mention} is of type {kind.lower()} . "
+        for mention, kind in zip((first, second), types, strict=True)
+        if kind
+    ]
+    assert rendered.text == opening + "".join(kinds) + text
+    assert (named(rendered, "head"), named(rendered, "tail")) == (first, second)
+    # in the clause that names each, whatever else has the same words
+    assert rendered.text[: rendered.spans["head"][0]] == "The subject is "
+    assert rendered.text[: rendered.spans["tail"][0]] == f"The subject is {first} . The object is "
+
+
+@pytest.mark.parametrize("markers", ["punctuation", "tags", "clauses", "none"])
 def test_random_spans_against_a_naive_walk(markers):
     """Without the markers the sentence is back, and each range covers its mention's characters."""
     rng = random.Random(0)
@@ -115,7 +166,7 @@ def test_random_spans_against_a_naive_walk(markers):
             ranges.append((start, rng.randint(start + 1, len(text))))
         instance = make(text, *ranges)
         rendered = marked(instance, markers)
-        foreign = {"punctuation": "@#", "tags": "", "none": ""}[markers]
+        foreign = "@#" if markers == "punctuation" else ""
 
         def clean(part, foreign=foreign):
             for tag in ("<e1>", "</e1>", "<e2>", "</e2>"):
@@ -142,7 +193,7 @@ def test_bare_is_the_sentence():
     assert (named(rendered, "head"), named(rendered, "tail")) == ("Bill Gates", "Hawaii")
 
 
-@pytest.mark.parametrize("markers", ["punctuation", "tags", "none"])
+@pytest.mark.parametrize("markers", ["punctuation", "tags", "clauses", "none"])
 @pytest.mark.parametrize("head", [None, Span(2, 2), Span(-1, 2), Span(3, 99), Span(5, 2)])
 def test_bad_spans(markers, head):
     with pytest.raises(ValueError, match="'x7'"):

@@ -1,5 +1,6 @@
 import random
 from dataclasses import replace
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -7,6 +8,7 @@ import torch
 
 from lightning_rag.errors import UserError
 from lightning_rag.tasks.labels import RETACRED, SEMEVAL2010, TABLES, TACRED
+from lightning_rag.tasks.marking import Markers
 from lightning_rag.tasks.relation_extraction import RelationExtraction
 from lightning_rag.types import Instance, Passage, Predictions, RagBatch, Span
 
@@ -112,7 +114,7 @@ def test_renderings():
     assert both.query(instance).text == both.key(demonstration).text == marked
 
 
-@pytest.mark.parametrize("markers", ["punctuation", "tags", "none"])
+@pytest.mark.parametrize("markers", ["punctuation", "tags", "clauses", "none"])
 @pytest.mark.parametrize("retrieval_text", ["sentence", "marked"])
 def test_nothing_a_retriever_or_a_query_reads_depends_on_the_label(markers, retrieval_text):
     task = prepared(markers=markers, retrieval_text=retrieval_text)
@@ -137,6 +139,12 @@ def test_nothing_a_retriever_or_a_query_reads_depends_on_the_label(markers, retr
         (
             {"retrieval_text": "marked", "markers": "tags", "target": "clause"},
             "<e1>Bill</e1> lives in <e2>Hawaii</e2>.",
+            "Bill resides in the city Hawaii",
+        ),
+        (
+            {"retrieval_text": "marked", "markers": "clauses", "target": "clause"},
+            "The subject is Bill . The object is Hawaii . Bill is of type person . "
+            "Hawaii is of type city . Bill lives in Hawaii.",
             "Bill resides in the city Hawaii",
         ),
     ],
@@ -251,6 +259,11 @@ def test_labels_that_do_not_fit(arguments, labels, message):
 def test_arguments_that_do_not_fit(arguments):
     with pytest.raises(UserError, match=f"{next(iter(arguments))}.*legal"):
         RelationExtraction(**arguments)
+
+
+def test_all_markers_are_named_as_legal():
+    with pytest.raises(UserError, match=f"legal: {', '.join(get_args(Markers))}$"):
+        RelationExtraction(markers="x")
 
 
 def test_prepare_comes_first():
