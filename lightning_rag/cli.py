@@ -29,6 +29,7 @@ from lightning_rag.backbones.config import EncoderConfig, GeneratorConfig
 from lightning_rag.callbacks.checkpoints import ResumePoint
 from lightning_rag.callbacks.cost_ledger import CostLedger
 from lightning_rag.callbacks.evaluator import Evaluator
+from lightning_rag.callbacks.index_refresh import IndexRefresh
 from lightning_rag.callbacks.phases import PhaseSchedule
 from lightning_rag.callbacks.predictions import PredictionWriter
 from lightning_rag.callbacks.run_files import RunFiles
@@ -131,7 +132,8 @@ class RagCLI(LightningCLI):
             if self.subcommand == "fit" and not config.ckpt_path:
                 _check_folder(folder, config)
                 callbacks.append(Replace(folder))
-        callbacks += [CostLedger(), PhaseSchedule(folder / "checkpoints"), Evaluator()]
+        callbacks += [CostLedger(), PhaseSchedule(folder / "checkpoints")]
+        callbacks += [IndexRefresh(), Evaluator()]
         if not rehearsed:
             callbacks += [PredictionWriter(folder), RunFiles(folder, _flat(config))]
         if not rehearsed and config.trainer.enable_checkpointing is not False:

@@ -74,6 +74,10 @@ class RagBatch:
     candidate_scores: Tensor  # (B, N) float; the first-stage retriever's score, -inf = padding
     relevance: Tensor  # (B, N) float in {0, 1}; for metrics, unless a method says so
     relevant_count: Tensor  # (B,) long; relevant passages in the whole store
+    # B arrays of store rows each, ascending, on the CPU; a method may rank other passages than the
+    # first stage's candidates, and has to know these two of them
+    relevant_rows: list[Tensor] = field(default_factory=list)  # (R,) long; the relevant passages
+    excluded_rows: list[Tensor] = field(default_factory=list)  # (E,) long; never to be retrieved
 
     def to(self, device: object) -> RagBatch:
         """Return the batch with its tensors on `device`; the records stay as they are."""
@@ -84,6 +88,8 @@ class RagBatch:
             candidate_scores=self.candidate_scores.to(device),  # type: ignore[call-overload]
             relevance=self.relevance.to(device),  # type: ignore[call-overload]
             relevant_count=self.relevant_count.to(device),  # type: ignore[call-overload]
+            relevant_rows=self.relevant_rows,
+            excluded_rows=self.excluded_rows,
         )
 
 
@@ -95,6 +101,7 @@ class Retrieved:
     scores: Tensor  # (B, N) larger is better; differentiable where the method needs it
     positions: Tensor  # (B, K) long; columns of the hard choice, best first, -1 = nothing
     weights: Tensor | None = None  # (B, K, N); row j is the distribution of the j-th soft neighbour
+    soft_prompt: Tensor | None = None  # (B, P, D) vectors put into the generator's input embeddings
 
 
 @dataclass

@@ -70,6 +70,11 @@ class DecoderOnlyGenerator(Generator):
         self._before, self._after = self._frame()
         self._separator = self._tokens("\n")
 
+    def check_soft_prompt(self, size: int) -> None:
+        """Refuse a soft prompt of `size` vectors that does not fit beside the longest input."""
+        length = self.config.max_source_length + size
+        check_length(f"max_source_length with {size} soft-prompt vectors", length, self.model)
+
     def generate(
         self, prompts: Sequence[Prompt], *, soft_prompt: Tensor | None = None
     ) -> list[str]:

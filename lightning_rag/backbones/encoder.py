@@ -20,6 +20,8 @@ from lightning_rag.types import Rendered
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+END = "</end>"  # in place of a span's name: the special tokens that close an input
+
 
 class Encoder(Backbone):
     """Embeds texts, whole or at the spans that they name.
@@ -65,13 +67,14 @@ class Encoder(Backbone):
 
         Args:
             texts: B texts, each with all of the spans `names`.
-            names: V names of spans, such as "head" and "tail".
+            names: V names of spans, such as "head" and "tail"; `END` is the closing special tokens.
 
         Returns:
             (B, V, D), each vector of unit length if so configured.
 
         Raises:
-            ValueError: a text without one of the spans, or a span without tokens.
+            ValueError: a text without one of the spans.
+            UserError: a span without tokens, or `END` with a tokeniser that closes with nothing.
         """
         pieces = self._pieces(texts)
         states, _ = self._states(pieces)
@@ -83,25 +86,46 @@ class Encoder(Backbone):
         return self._normalize(weights.to(states.device) @ states)
 
     @torch.no_grad()
-    def encode(self, texts: Sequence[Rendered], batch_size: int) -> Tensor:
+    def encode(
+        self, texts: Sequence[Rendered], batch_size: int, names: Sequence[str] = ()
+    ) -> Tensor:
         """Embed many texts without gradient or dropout, batched by length.
 
+        Args:
+            texts: n texts.
+            batch_size: texts embedded at once.
+            names: V names of spans to embed, as for `spans`; () embeds whole texts.
+
         Returns:
-            (n, D) float32 on the CPU, in the order of `texts`.
+            (n, D), or (n, V, D) with `names`; float32 on the CPU, in the order of `texts`.
         """
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         order = sorted(range(len(texts)), key=lambda i: len(texts[i].text), reverse=True)
-        vectors = torch.empty(len(texts), self.dimension)
+        shape = (len(names), self.dimension) if names else (self.dimension,)
+        vectors = torch.empty(len(texts), *shape)
         training = self.training
         self.eval()
         try:
             for start in range(0, len(order), batch_size):
                 rows = order[start : start + batch_size]
-                vectors[rows] = self([texts[i] for i in rows]).float().cpu()
+                batch = [texts[i] for i in rows]
+                vectors[rows] = (self.spans(batch, names) if names else self(batch)).float().cpu()
         finally:
             self.train(training)
         return vectors
+
+    def check(self, texts: Sequence[Rendered], names: Sequence[str]) -> None:
+        """Check that the spans `names` of all texts fit into the limit and have tokens.
+
+        Raises:
+            UserError: naming the first text that does not.
+        """
+        truncated = self.truncated
+        for piece in self._pieces(texts):
+            for name in names:
+                self._span_tokens(piece, name)
+        self.truncated = truncated
 
     def _pieces(self, texts: Sequence[Rendered]) -> list[Piece]:
         """Tokenise texts and cut them to the limit."""
@@ -126,17 +150,23 @@ class Encoder(Backbone):
 
     def _span_tokens(self, piece: Piece, name: str) -> list[int]:
         """Return the columns of a span's tokens in the padded batch."""
+        shift = len(self.layout.prefix)
+        if name == END:
+            if not self.layout.suffix:
+                raise UserError("this encoder's tokeniser puts no special token after a text")
+            end = shift + len(piece.ids)
+            return list(range(end, end + len(self.layout.suffix)))
         span = piece.rendered.spans.get(name)
         if span is None:
             raise ValueError(
                 f"the text has no span {name!r}, only {sorted(piece.rendered.spans)}: "
                 f"{piece.rendered.text[:80]!r}"
             )
-        shift = len(self.layout.prefix)
         tokens = [shift + i for i, offset in enumerate(piece.offsets) if inside(offset, span)]
         if not tokens:
-            raise ValueError(
-                f"the span {name!r} at {span} has no tokens: {piece.rendered.text[:80]!r}"
+            raise UserError(
+                f"the span {name!r} at {span} of a text has no tokens: it needs a character that "
+                f"the tokeniser knows; text: {piece.rendered.text[:80]!r}"
             )
         return tokens
 

@@ -68,6 +68,11 @@ class SequenceToSequenceGenerator(Generator):
         if self.layout.prefix[:1] != (self.start_id,):
             self.answer_prefix = self.layout.prefix
 
+    def check_soft_prompt(self, size: int) -> None:
+        """Refuse a soft prompt of `size` vectors that does not fit beside the longest input."""
+        length = self.config.max_source_length + size
+        check_length(f"max_source_length with {size} soft-prompt vectors", length, self._encoder())
+
     def generate(
         self, prompts: Sequence[Prompt], *, soft_prompt: Tensor | None = None
     ) -> list[str]:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import cast
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torchmetrics import MetricCollection
 
 from lightning_rag.methods.base import as_method
-from lightning_rag.types import Evaluated, RagBatch
+from lightning_rag.types import Evaluated, RagBatch, Retrieved
 
 
 class Evaluator(Callback):
@@ -24,7 +26,7 @@ class Evaluator(Callback):
     def _update(self, outputs: Evaluated, batch: RagBatch) -> None:
         if self.metrics is None:
             raise RuntimeError("Evaluator: a batch ended before its epoch started")
-        self.metrics.update(outputs["predictions"], batch)
+        self.metrics.update(outputs["predictions"], _judged(batch, outputs["retrieved"]))
 
     def _log(self, module: LightningModule, stage: str) -> None:
         if self.metrics is None:
@@ -73,3 +75,17 @@ class Evaluator(Callback):
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log `test/<metric>`."""
         self._log(pl_module, "test")
+
+
+def _judged(batch: RagBatch, retrieved: Retrieved) -> RagBatch:
+    """Return the batch with the candidates that the method ranked, and their relevance.
+
+    A method may rank other passages than the first stage's, the whole store for instance.
+    """
+    ids = retrieved.candidate_ids  # (B, N')
+    if ids is batch.candidate_ids:
+        return batch
+    relevance = torch.zeros(ids.shape, device=ids.device)
+    for row, relevant in enumerate(batch.relevant_rows):
+        relevance[row] = torch.isin(ids[row], relevant.to(ids.device)).float()
+    return replace(batch, candidate_ids=ids, relevance=relevance)

@@ -9,7 +9,6 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lightning_rag.callbacks.cost_ledger import booked
-from lightning_rag.errors import UserError
 from lightning_rag.methods.base import Method, as_method
 from lightning_rag.types import RagBatch
 
@@ -17,20 +16,15 @@ log = logging.getLogger(__name__)
 
 
 class IndexRefresh(Callback):
-    """Calls a method's `refresh_index` before training, every n steps, and before evaluation.
+    """Calls `refresh_index` every `refresh_every` steps of a method, and before evaluation.
 
-    A validation refreshes only an index that is stale, that is, older than the last step. The
-    method keeps its index in the checkpoint, so a resumed run goes on with the same vectors.
-
-    Args:
-        every_n_steps: optimiser steps between two refreshes (ETRAG, arXiv 2406.03790: 100);
-            0 = only before evaluation.
+    Both are the method's; one without an index (`refresh_every` is None) is left alone. Training
+    that reads the index begins with a refresh. A validation refreshes only an index that is stale,
+    that is, older than the last step. The method keeps its index in the checkpoint, so a resumed
+    run goes on with the same vectors.
     """
 
-    def __init__(self, every_n_steps: int = 100) -> None:
-        if every_n_steps < 0:
-            raise UserError(f"IndexRefresh.every_n_steps is {every_n_steps}; legal: 0 or more")
-        self.every_n_steps = every_n_steps
+    def __init__(self) -> None:
         self.refreshed_at = -1  # global step of the last refresh, -1 = never
 
     def state_dict(self) -> dict[str, Any]:
@@ -45,10 +39,8 @@ class IndexRefresh(Callback):
         self, trainer: Trainer, pl_module: LightningModule, batch: RagBatch, batch_idx: int
     ) -> None:
         """Refresh at the steps of the schedule, and before the first step."""
-        step, every = trainer.global_step, self.every_n_steps
-        if self.refreshed_at == step:
-            return
-        if self.refreshed_at < 0 or (every > 0 and step % every == 0):
+        step, every = trainer.global_step, as_method(pl_module).refresh_every
+        if every and self.refreshed_at != step and (self.refreshed_at < 0 or step % every == 0):
             self._refresh(as_method(pl_module))
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -65,6 +57,8 @@ class IndexRefresh(Callback):
         self._refresh(as_method(pl_module))
 
     def _refresh(self, method: Method) -> None:
+        if method.refresh_every is None:
+            return
         modes = {module: module.training for module in method.modules()}
         method.eval()
         with torch.no_grad(), booked(method, "refresh"):

@@ -40,6 +40,7 @@ class QuerySet:
     instances: tuple[Instance, ...]
     candidates: Candidates  # ids and scores, (Q, N)
     relevant: Sequence[NDArray[np.int64]]  # rows of the store, for each query
+    excluded: Sequence[NDArray[np.int64]]  # rows that each query must never retrieve
 
     def batch(self, rows: Sequence[int]) -> RagBatch:
         """Return the queries `rows` as one batch."""
@@ -54,6 +55,8 @@ class QuerySet:
             candidate_scores=torch.from_numpy(self.candidates.scores[list(rows)]),
             relevance=torch.from_numpy(relevance.astype(np.float32)),
             relevant_count=torch.tensor([len(self.relevant[row]) for row in rows]),
+            relevant_rows=[torch.tensor(self.relevant[row]) for row in rows],
+            excluded_rows=[torch.tensor(self.excluded[row]) for row in rows],
         )
 
 
@@ -232,7 +235,7 @@ class RagDataModule(LightningDataModule):
         candidates = Candidates(
             ids=arrays["ids"].astype(np.int64), scores=arrays["scores"].astype(np.float32)
         )
-        return QuerySet(instances, candidates, relevant)
+        return QuerySet(instances, candidates, relevant, exclude)
 
     def corpus(self) -> list[str]:
         """Texts that a model from scratch learns its vocabulary from: training data and store."""

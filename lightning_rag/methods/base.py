@@ -49,7 +49,13 @@ class Method(LightningModule, ABC):
         k: K, passages that the generator is given.
         decoding: "options" scores the task's allowed answers over a token trie (where the task has
             a closed set), "free" generates text and parses it.
+
+    Attributes:
+        refresh_every: optimiser steps between two refreshes of the index; 0 = before evaluation
+            only; None = the method has no index.
     """
+
+    refresh_every: int | None = None
 
     def __init__(
         self,
@@ -167,12 +173,15 @@ class Method(LightningModule, ABC):
         """Return a passage as the generator reads it."""
         return self.data.task.passage(passage)
 
-    def generator_loss(self, batch: RagBatch) -> LossTerms:
-        """Mean token NLL of the target given the query and its retrieved passages."""
-        retrieved = self.retrieve(batch, self.k)
+    def generator_loss(self, batch: RagBatch, retrieved: Retrieved | None = None) -> LossTerms:
+        """Mean token NLL of the target given the query and what was retrieved for it."""
+        retrieved = retrieved or self.retrieve(batch, self.k)
         targets = [self.data.task.target(instance) for instance in batch.instances]
         log_p = self.generator.log_likelihood(
-            self.prompts(batch, retrieved), targets, reduction="mean"
+            self.prompts(batch, retrieved),
+            targets,
+            soft_prompt=retrieved.soft_prompt,
+            reduction="mean",
         )
         return LossTerms(total=-log_p.mean())
 
@@ -192,7 +201,7 @@ class Method(LightningModule, ABC):
         prompts = self.prompts(batch, retrieved)
         options = [task.options(instance) for instance in batch.instances]
         if self.decoding == "free" or any(allowed is None for allowed in options):
-            outputs = self.generator.generate(prompts)
+            outputs = self.generator.generate(prompts, soft_prompt=retrieved.soft_prompt)
             return [
                 task.parse(output, instance)
                 for output, instance in zip(outputs, batch.instances, strict=True)
@@ -202,7 +211,7 @@ class Method(LightningModule, ABC):
             [task.option_target(instance, option) for option in allowed]
             for instance, allowed in zip(batch.instances, closed, strict=True)
         ]
-        log_p = self.generator.choose(prompts, texts)
+        log_p = self.generator.choose(prompts, texts, soft_prompt=retrieved.soft_prompt)
         return [
             allowed[int(scores.argmax())] for allowed, scores in zip(closed, log_p, strict=True)
         ]
@@ -233,7 +242,10 @@ class Method(LightningModule, ABC):
         return loss.total
 
     def validation_step(self, batch: RagBatch, batch_idx: int) -> Evaluated:
-        """Lightning's hook: predictions for the callbacks."""
+        """Lightning's hook: predictions for the callbacks, and the loss where it is monitored."""
+        if self.phase.monitor == "loss":
+            size = len(batch.instances)
+            self.log("val/loss", self.phase.loss(batch).total, batch_size=size)
         return self._evaluation_step(batch)
 
     def test_step(self, batch: RagBatch, batch_idx: int) -> Evaluated:
@@ -385,3 +397,10 @@ def first_stage_choice(batch: RagBatch, k: int) -> Retrieved:
         scores=batch.candidate_scores,
         positions=torch.where(found, columns, -1),
     )
+
+
+def nothing_retrieved(batch: RagBatch) -> Retrieved:
+    """Return no choice among the candidates: none has a rank, so retrieval metrics are 0."""
+    nothing = torch.full_like(batch.candidate_scores, -torch.inf)  # (B, N)
+    chosen = batch.candidate_ids[:, :0]  # (B, 0)
+    return Retrieved(batch.candidate_ids, scores=nothing, positions=chosen)

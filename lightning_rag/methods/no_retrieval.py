@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch
-
 from lightning_rag.backbones.config import GeneratorConfig
-from lightning_rag.methods.base import Method
+from lightning_rag.methods.base import Method, nothing_retrieved
 from lightning_rag.methods.optimization import OptimizerConfig
 from lightning_rag.methods.phase import Phase
 from lightning_rag.types import RagBatch, Retrieved
@@ -41,7 +39,5 @@ class NoRetrieval(Method):
         return [self.generator_phase(self.epochs, self.patience)]
 
     def retrieve(self, batch: RagBatch, k: int) -> Retrieved:
-        """Retrieve nothing: no candidate has a rank, so retrieval metrics are 0."""
-        nothing = torch.full_like(batch.candidate_scores, -torch.inf)  # (B, N)
-        chosen = batch.candidate_ids[:, :0]  # (B, 0)
-        return Retrieved(batch.candidate_ids, scores=nothing, positions=chosen)
+        """Retrieve nothing."""
+        return nothing_retrieved(batch)

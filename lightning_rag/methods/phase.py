@@ -26,7 +26,8 @@ class Phase:
         epochs: passes over the training queries; exactly one of `epochs` and `steps`.
         steps: optimiser steps.
         monitor: metric (without its stage) that chooses the phase's best weights, which start the
-            next phase; None = the task's.
+            next phase; "loss" = the phase's own on the validation queries, without dropout; None =
+            the task's.
         mode: whether the best value of `monitor` is the largest or the smallest.
         patience: the phase ends early after so many validations without a better value.
     """

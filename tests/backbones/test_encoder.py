@@ -74,7 +74,7 @@ def test_spans_survive_truncation(encoder):
 def test_bad_spans(encoder):
     with pytest.raises(ValueError, match=r"no span 'tail', only \['head'\]"):
         encoder.spans([Rendered("the fox", {"head": (4, 7)})], ["tail"])
-    with pytest.raises(ValueError, match=r"'head' at \(3, 3\) has no tokens"):
+    with pytest.raises(UserError, match=r"'head' at \(3, 3\) of a text has no tokens"):
         encoder.spans([Rendered("the fox", {"head": (3, 3)})], ["head"])
     with pytest.raises(ValueError, match="at least one text"):
         encoder([])

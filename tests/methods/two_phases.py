@@ -16,6 +16,8 @@ from lightning_rag.types import LossTerms, RagBatch, Retrieved
 class TwoPhases(Method):
     """Trains an encoder on estimated scores against a stale index, then the generator."""
 
+    refresh_every = 2
+
     def __init__(
         self,
         generator: GeneratorConfig,
