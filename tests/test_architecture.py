@@ -31,7 +31,7 @@ ALLOWED: Mapping[str, set[str]] = {
     "retrieval": {"functional", "tasks", "data", "backbones", *LEAVES},
     "methods": {"functional", "metrics", "tasks", "data", "backbones", "retrieval", *LEAVES},
     # Of the methods only what they share: no_concrete_method below.
-    "callbacks": {"functional", "methods", *LEAVES},
+    "callbacks": {"functional", "metrics", "methods", *LEAVES},
     "comparison": {"functional", *LEAVES},
     "sweep": {"cli", *LEAVES},
     "cli": {
