@@ -16,8 +16,10 @@ together. (One-hot rows seen with "n3" at low temperatures are an artefact of 1 
 In between, a round of "etrag" can skip a candidate: two near-equal best ones share a round's
 weight, and both are then out of the next.
 
-Weights are exact where they round to 1: log(1 - w_i) is the log-sum-exp over the others less the
-log-sum-exp over all, so that nothing becomes NaN or infinite, whatever the temperature.
+log(1 - w_i) is the log-sum-exp over the others less the log-sum-exp over all, so that a weight that
+rounds to 1 gives neither NaN nor infinity, in the weights or the gradients. (The true gradient can
+grow by 1 / t per round with "etrag" where k is larger than N: with t = 1e-5 and ten rounds over two
+candidates it leaves the range of float32. At t = 0.005 it does not.)
 """
 
 from __future__ import annotations
@@ -53,7 +55,7 @@ def soft_knn_weights(
     may be chosen gets rows of zeros, and a gradient of zeros.
 
     Time and memory are O(k N) per query. Kept for the backward pass are the weights themselves,
-    the scores and three numbers per round. Gradients of gradients are not available.
+    the scores and two numbers per round. Gradients of gradients are not available.
 
     Args:
         scores: (..., N), higher is closer. A score of -inf is a candidate that may not be chosen.
@@ -253,7 +255,6 @@ class _SoftKnn(torch.autograd.Function):
         weights = scores.new_empty(count, k, width)
         best = torch.zeros(count, k, 1, dtype=torch.long, device=scores.device)
         log_left = scores.new_zeros(count, k, 1)
-        log_rest = scores.new_zeros(count, k, 1)
         for part in _pieces(scores):
             t = temperature[part]
             _choose(
@@ -262,9 +263,8 @@ class _SoftKnn(torch.autograd.Function):
                 weights[part],
                 best[part],
                 log_left[part],
-                log_rest[part],
             )
-        ctx.save_for_backward(scores, temperature, weights, best, log_left, log_rest)
+        ctx.save_for_backward(scores, temperature, weights, best, log_left)
         ctx.divide = divide
         return weights
 
@@ -277,11 +277,11 @@ class _SoftKnn(torch.autograd.Function):
         for part in _pieces(scores):
             t = temperature[part]
             logits = _first_logits(scores[part], t)
-            weights, best, log_left, log_rest = (tensor[part] for tensor in kept)
+            weights, best, log_left = (tensor[part] for tensor in kept)
             divisor = t if ctx.divide else None
             rest = None
             if bool((log_left < _SATURATED).any()):
-                rest = _softmax_of_rest(logits, divisor, weights, best, log_left, log_rest)
+                rest = _softmax_of_rest(logits, divisor, weights, best, log_left)
             grad, grad_divisor = _back(
                 upstream[part], divisor, weights, best, log_left, rest, grad_temperature is not None
             )
@@ -315,12 +315,11 @@ def _choose(
     weights: Tensor,
     best: Tensor,
     log_left: Tensor,
-    log_rest: Tensor,
 ) -> None:
-    """All rounds for some rows; consumes `logits` (r, N) and fills the other four.
+    """All rounds for some rows; consumes `logits` (r, N) and fills the three others.
 
-    Per row and round: the index of the best candidate b, log(1 - w_b), and the log-sum-exp over
-    the candidates without b. Where there are none, both are 0: the only candidate stays.
+    Per row and round: the weights, the index of the best candidate b, and log(1 - w_b). Where there
+    is no other candidate that is put at 0, so that the only one stays.
     """
     rounds = weights.shape[1]
     change = torch.empty_like(logits)
@@ -330,15 +329,15 @@ def _choose(
         logits.scatter_(-1, index, -torch.inf)
         second = logits.amax(dim=-1, keepdim=True)
         alone = second == -torch.inf
-        second.masked_fill_(alone, 0)
-        torch.sub(logits, second, out=w).exp_()
-        rest = second + w.sum(dim=-1, keepdim=True).log()
-        log_sum = torch.logaddexp(top, rest)
-        w.mul_((second - log_sum).exp_().masked_fill_(alone, 0))
-        w.scatter_(-1, index, (top - log_sum).exp_().masked_fill_(top == -torch.inf, 0))
+        torch.sub(logits, second.masked_fill(alone, 0), out=w).exp_()
+        # From here on relative to the best: its logit may be large, the differences count.
+        gap = (second - top).masked_fill_(alone, -torch.inf)
+        rest = gap + w.sum(dim=-1, keepdim=True).log()
+        log_sum = torch.logaddexp(torch.zeros_like(rest), rest)
+        w.mul_((gap - log_sum).exp_())
+        w.scatter_(-1, index, log_sum.neg().exp_().masked_fill_(top == -torch.inf, 0))
         best[:, j] = index
         log_left[:, j] = (rest - log_sum).masked_fill_(alone, 0)
-        log_rest[:, j] = rest.masked_fill_(alone, 0)
         if j + 1 < rounds:
             logits.scatter_(-1, index, top)
             logits.add_(_exclusion(w, index, log_left[:, j], divisor, change))
@@ -358,13 +357,14 @@ def _softmax_of_rest(
     weights: Tensor,
     best: Tensor,
     log_left: Tensor,
-    log_rest: Tensor,
 ) -> Tensor:
     """(r, k - 1, N): p^j, each round's softmax without its best, from the replayed logits."""
     rounds = weights.shape[1] - 1
     rest = weights.new_empty(weights.shape[0], rounds, weights.shape[2])
     for j in range(rounds):
-        torch.sub(logits, log_rest[:, j], out=rest[:, j]).exp_().scatter_(-1, best[:, j], 0.0)
+        others = logits.scatter(-1, best[:, j], -torch.inf)
+        # A candidate that is alone is left without a softmax: 0 for NaN.
+        rest[:, j] = others.softmax(dim=-1).masked_fill_(others == -torch.inf, 0)
         logits = logits + _exclusion(weights[:, j], best[:, j], log_left[:, j], divisor)
     return rest
 
@@ -392,7 +392,8 @@ def _back(
             continue
         g = h if divisor is None else h / divisor
         if for_divisor and divisor is not None:
-            moment -= (h * _exclusion(w, index, log_left[:, j], divisor)).sum(-1, keepdim=True)
+            # g and l rather than h and l / d: the latter may overflow where h is 0.
+            moment -= (g * _exclusion(w, index, log_left[:, j], None)).sum(-1, keepdim=True)
         left = (1 - w).scatter_(-1, index, log_left[:, j].exp())
         q = torch.mul(g, w).div_(left).scatter_(-1, index, 0.0)
         inner.add_(q.sum(dim=-1, keepdim=True)).sub_(q)
