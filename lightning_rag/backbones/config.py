@@ -1,7 +1,10 @@
 """Configuration of the backbones, as it stands in YAML files."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
+
+from lightning_rag.errors import UserError
 
 
 @dataclass
@@ -52,6 +55,42 @@ class EncoderConfig:
 
 
 @dataclass
+class LoraConfig:
+    """Low-rank adapters on a generator (Hu et al. 2021, arXiv 2106.09685), by the peft library.
+
+    A linear layer W gets W + alpha / rank * B A, with A (rank, inputs) and B (outputs, rank). B
+    starts at 0, so the generator starts as the model without adapters. A and B learn, W does not;
+    biases do not either. A warm start (`decoder_layers`) gets adapters on its encoder alone, and
+    its fresh decoder learns whole. A tiny model keeps its random weights, with adapters on them.
+
+    Args:
+        rank: width of the adapters; 0 = none, the whole generator learns.
+        alpha: the adapters' factor is alpha / rank.
+        dropout: dropout probability of the adapters' inputs while they learn.
+        targets: names of the linear layers that get adapters, or the last parts of their names,
+            such as [q, v]; at least one must be in the model. None: all but the output layer.
+    """
+
+    rank: int = 0
+    alpha: float = 16.0
+    dropout: float = 0.1
+    targets: list[str] | None = None
+
+    def __post_init__(self) -> None:
+        if self.rank < 0:
+            raise UserError(f"generator.lora.rank is {self.rank}; legal: 0 or more")
+        if not 0 < self.alpha < math.inf:
+            raise UserError(f"generator.lora.alpha is {self.alpha}; legal: above 0")
+        if not 0 <= self.dropout < 1:
+            raise UserError(f"generator.lora.dropout is {self.dropout}; legal: 0 to less than 1")
+        if self.targets is not None and not all(self.targets or [""]):
+            raise UserError(
+                f"generator.lora.targets is {self.targets}; legal: names of linear layers, "
+                "or null for all"
+            )
+
+
+@dataclass
 class GeneratorConfig:
     """What a generator is made of, and how it reads prompts.
 
@@ -71,6 +110,7 @@ class GeneratorConfig:
         num_beams: beams of `generate`; 1 is greedy.
         chat_template: decoder-only: wrap the prompt in the tokeniser's chat template.
         answer_cue: decoder-only: text between the query and the answer.
+        lora: low-rank adapters instead of training the whole model.
         tiny: the model when `source` is "tiny".
         trust_remote_code: run code that comes with a Hub repository.
         dtype: precision of the weights; "auto" takes the checkpoint's.
@@ -87,6 +127,7 @@ class GeneratorConfig:
     num_beams: int = 1
     chat_template: bool = False
     answer_cue: str = "Answer:"
+    lora: LoraConfig = field(default_factory=LoraConfig)
     tiny: TinyConfig = field(default_factory=TinyConfig)
     trust_remote_code: bool = False
     dtype: Literal["float32", "bfloat16", "float16", "auto"] = "float32"

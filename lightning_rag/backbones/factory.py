@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from lightning_rag.backbones.config import GeneratorConfig
 from lightning_rag.backbones.decoder_only import DecoderOnlyGenerator
 from lightning_rag.backbones.generator import Generator
+from lightning_rag.backbones.lora import add_adapters
 from lightning_rag.backbones.sequence_to_sequence import SequenceToSequenceGenerator
 from lightning_rag.backbones.sources import load_model, load_tokenizer
 from lightning_rag.backbones.tiny import tiny_decoder, tiny_sequence_to_sequence, train_tokenizer
@@ -24,6 +25,14 @@ def build_generator(config: GeneratorConfig, corpus: Iterable[str]) -> Generator
     Raises:
         UserError: a source that cannot be had, or a setting that is not legal.
     """
+    generator = _whole(config, corpus)
+    if config.lora.rank:
+        add_adapters(generator)
+    return generator
+
+
+def _whole(config: GeneratorConfig, corpus: Iterable[str]) -> Generator:
+    """Return the generator without adapters."""
     if config.architecture not in ("encoder-decoder", "decoder-only"):
         raise UserError(
             f"architecture must be 'encoder-decoder' or 'decoder-only', got {config.architecture!r}"

@@ -22,6 +22,8 @@ from lightning_rag.types import Prompt, Rendered
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from lightning_rag.backbones.lora import FrozenBase
+
 TRIES_KEPT = 1024  # distinct lists of allowed answers whose tries stay in memory
 ROWS_PER_CALL = 512  # prefixes of allowed answers that a decoder reads in one call
 
@@ -37,6 +39,7 @@ class Generator(Backbone, ABC):
     Attributes:
         hidden_size: D, the width of the input embeddings, and so of soft prompts.
         end_id: the token that ends an answer.
+        frozen_base: the weights that checkpoints leave out, with adapters on a pretrained model.
     """
 
     config: GeneratorConfig
@@ -58,6 +61,7 @@ class Generator(Backbone, ABC):
         # Tokens that begin every answer and are scored with it (BART's <s>), usually none.
         self.answer_prefix: tuple[int, ...] = ()
         self._tries: dict[tuple[str, ...], Trie] = {}
+        self.frozen_base: FrozenBase | None = None
 
     def log_likelihood(
         self,
@@ -142,9 +146,22 @@ class Generator(Backbone, ABC):
             scores += plan.scores(*self._branch_logits(prompts[start:stop], plan, soft))
         return scores
 
+    def get_extra_state(self) -> Tensor:
+        """What belongs to the weights: a tiny model's tokeniser, or which model has adapters."""
+        if self.frozen_base is None:
+            return super().get_extra_state()
+        return torch.tensor(list(self.frozen_base.fingerprint.encode()), dtype=torch.uint8)
+
     def set_extra_state(self, state: Tensor) -> None:
-        """Take the tokeniser of a tiny model from a checkpoint."""
-        super().set_extra_state(state)
+        """Take the tokeniser of a tiny model from a checkpoint.
+
+        Raises:
+            UserError: adapters of another model.
+        """
+        if self.frozen_base is not None and state.numel():
+            self.frozen_base.check(bytes(state.tolist()).decode(), self.config)
+        elif self.config.source == "tiny":
+            super().set_extra_state(state)
         self._tries.clear()  # made of the former tokeniser's tokens
 
     @abstractmethod
