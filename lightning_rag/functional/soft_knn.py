@@ -37,6 +37,8 @@ _OTHER_PIECE = 2**26
 # Above this log(1 - w) of the best candidate, the others' weights hold all digits of their ratios;
 # below it some may have underflowed, and the backward pass works from the logits instead.
 _SATURATED = -30.0
+# As in torch.nn.functional.normalize: a shorter vector is divided by this.
+_SMALLEST_NORM = 1e-12
 
 
 def soft_knn_weights(
@@ -110,9 +112,14 @@ def span_cosine_distance(queries: Tensor, instances: Tensor) -> Tensor:
         ValueError: shapes that do not fit.
     """
     queries, instances = _fitting_spans(queries, instances)
-    unit = torch.nn.functional.normalize(queries, dim=-1, eps=1e-12)
-    others = torch.nn.functional.normalize(instances, dim=-1, eps=1e-12)
-    return 1 - _inner_products(unit, others) / queries.shape[1]
+    unit = torch.nn.functional.normalize(queries, dim=-1, eps=_SMALLEST_NORM)
+    with torch.autocast(unit.device.type, enabled=False):
+        if instances.dim() == 3:
+            total: Tensor = _CosineSum.apply(unit, instances)  # type: ignore[no-untyped-call]
+        else:
+            others = torch.nn.functional.normalize(instances, dim=-1, eps=_SMALLEST_NORM)
+            total = _inner_products(unit, others)
+    return 1 - total / queries.shape[1]
 
 
 def span_squared_distance(queries: Tensor, instances: Tensor) -> Tensor:
@@ -228,11 +235,44 @@ def _inner_products(queries: Tensor, instances: Tensor) -> Tensor:
 
 
 class _Context(FunctionCtx):
-    """What `_SoftKnn` keeps between its two passes."""
+    """What the functions below keep between their two passes."""
 
     saved_tensors: tuple[Tensor, ...]
     needs_input_grad: tuple[bool, ...]
     divide: bool
+
+
+class _CosineSum(torch.autograd.Function):
+    """Sum over the slots of the cosines of unit queries (B, V, D) and instances (N, V, D): (B, N).
+
+    Instances may be a whole store: no normalised copy of them is made, nor three more of their size
+    on the way back. With y = q x / n, n = |x|: dy/dx = (q - y x / n) / n, and q / n at a clamped n.
+    """
+
+    @staticmethod
+    def forward(ctx: _Context, queries: Tensor, instances: Tensor) -> Tensor:
+        norms = torch.linalg.vector_norm(instances, dim=-1).T  # (V, N)
+        inverse = norms.clamp(min=_SMALLEST_NORM).reciprocal()
+        total = queries.new_zeros(queries.shape[0], instances.shape[0])
+        for v in range(queries.shape[1]):
+            total.addcmul_(queries[:, v] @ instances[:, v].T, inverse[v])
+        ctx.save_for_backward(queries, instances, inverse, norms >= _SMALLEST_NORM)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: _Context, upstream: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        queries, instances, inverse, free = ctx.saved_tensors
+        grad_queries = torch.empty_like(queries)
+        grad_instances = torch.empty_like(instances) if ctx.needs_input_grad[1] else None
+        for v in range(queries.shape[1]):
+            x, scaled = instances[:, v], upstream * inverse[v]
+            grad_queries[:, v] = scaled @ x
+            if grad_instances is not None:
+                grad = scaled.T @ queries[:, v]  # (N, D)
+                along = torch.linalg.vecdot(x, grad) * inverse[v].square() * free[v]
+                grad_instances[:, v] = grad.addcmul_(x, along[:, None], value=-1)
+        return grad_queries, grad_instances
 
 
 class _SoftKnn(torch.autograd.Function):
