@@ -165,6 +165,14 @@ class Generator(Backbone, ABC):
         self._tries.clear()  # made of the former tokeniser's tokens
 
     @abstractmethod
+    def check_soft_prompt(self, size: int) -> None:
+        """Check that soft prompts of `size` vectors fit beside the longest input.
+
+        Raises:
+            UserError: they do not.
+        """
+
+    @abstractmethod
     def generate(
         self, prompts: Sequence[Prompt], *, soft_prompt: Tensor | None = None
     ) -> list[str]:

@@ -59,7 +59,7 @@ class Etrag(Method):
             (`InstanceRetriever`).
         candidates: in training: "random" instances, the same for a whole batch; the "nearest" by
             the index; "first_stage", the query's own candidates, in evaluation too.
-        pool_size: N, candidates in training, if random or nearest; the paper's is 32.
+        pool_size: N, candidates in training, at most as many as there are; the paper's is 32.
         replaced: share of the nearest that random instances replace, 0 to 1.
         evaluation_pool: in evaluation, only so many of the nearest; None = all, as in the paper.
         database_size: use a random part of a larger store, drawn by seed; the paper's is 5,000.
@@ -291,7 +291,8 @@ class Etrag(Method):
             raise RuntimeError("Etrag: refresh_index() must come before evaluation")
         everything = torch.arange(len(self.database), device=queries.device)
         if self.candidates == "first_stage":
-            places = batch.candidate_ids  # the database is the store, in its order
+            # The database is the store, in its order.
+            places = batch.candidate_ids[:, : self.pool_size if self.training else None]
         elif self.training:
             size = min(self.pool_size, len(everything))
             if self.candidates == "random":
