@@ -20,6 +20,7 @@ from lightning_rag.tasks.relation_extraction import RelationExtraction
 from lightning_rag.types import Instance, Passage, Rendered, Span
 
 TINY = TinyConfig(vocab_size=400, hidden_size=32, heads=2)
+WIDTH = 512  # more than any text has tokens
 TEXTS = [
     "The subject is Bill . The object is Hawaii . Bill is of type person .",
     "Bill Gates lives in Hawaii, and Bill met Bill at Acme Inc. in Leeds.",
@@ -27,18 +28,23 @@ TEXTS = [
 
 
 class Columns(nn.Module):
-    """A model whose hidden state at column i is the i-th unit vector."""
+    """A model whose hidden state at column i is the i-th unit vector, then the row's number.
+
+    The rows of all calls are kept, with their numbers, because a batch goes through in groups.
+    """
 
     def __init__(self, config):
         super().__init__()
         self.config = config
         self.weight = nn.Parameter(torch.zeros(1))  # tells the device
-        self.ids = torch.empty(0)
+        self.rows: list[list[int]] = []
 
     def forward(self, input_ids, attention_mask):
-        self.ids = input_ids
-        states = torch.eye(input_ids.shape[1]).expand(len(input_ids), -1, -1)
-        return SimpleNamespace(last_hidden_state=states)
+        size, length = input_ids.shape
+        numbers = len(self.rows) + torch.arange(size)[:, None, None].expand(-1, length, 1)
+        self.rows += input_ids.tolist()
+        states = torch.eye(length, WIDTH).expand(size, -1, -1)
+        return SimpleNamespace(last_hidden_state=torch.cat([states, numbers], dim=-1))
 
 
 def roberta():
@@ -102,12 +108,13 @@ def squeezed(text):
 
 def columns(encoder, texts, names):
     """[text][name]: the columns whose states the embedding averages, and the rows of tokens."""
-    weights = encoder.spans(texts, names)  # (B, V, L)
+    vectors = encoder.spans(texts, names)  # (B, V, WIDTH + 1)
+    weights, numbers = vectors[..., :-1], vectors[:, 0, -1].round().int().tolist()
     found = [[row.nonzero().flatten().tolist() for row in text] for text in weights]
     for text, chosen in zip(weights, found, strict=True):
         for row, places in zip(text, chosen, strict=True):  # a mean
             assert torch.allclose(row[places], torch.full((len(places),), 1 / len(places)))
-    return found, encoder.model.ids.tolist()
+    return found, [encoder.model.rows[number] for number in numbers]
 
 
 def words(encoder, ids):
@@ -218,7 +225,7 @@ def test_truncation_keeps_the_mentions_that_are_meant(encoder, form, text, head,
     encoder.config.max_length = 110
     check(encoder, [rendered, task.labelled_key(short, f" {encoder.tokenizer.sep_token} ")])
     assert encoder.truncated == 1
-    assert encoder.model.ids.shape == (2, 110)
+    assert {len(row) for row in encoder.model.rows} == {110}
 
 
 def test_a_limit_that_would_cut_into_a_mention_or_label(encoder):
