@@ -57,8 +57,9 @@ class Etrag(Method):
         vectors: "spans", or one vector a text: the "mean" over its tokens or the "first" token's.
         query_label: a query's vector in the slot of the label, "separator" or "learned"
             (`InstanceRetriever`).
-        candidates: in training: "random" instances, the same for a whole batch; the "nearest" by
-            the index; "first_stage", the query's own candidates, in evaluation too.
+        candidates: in training, "random" instances, or the "nearest" of the batch's queries by the
+            index, in either case the same for the whole batch; or "first_stage", each query's own,
+            in evaluation too.
         pool_size: N, candidates in training, at most as many as there are; the paper's is 32.
         replaced: share of the nearest that random instances replace, 0 to 1.
         evaluation_pool: in evaluation, only so many of the nearest; None = all, as in the paper.
@@ -192,7 +193,7 @@ class Etrag(Method):
                 f"{size} instances of the database (not itself and its copies); legal: up to "
                 f"{size - most}, or a larger database"
             )
-        if self.candidates == "random" and min(self.pool_size, size) - most < self.k:
+        if min(self.pool_size, size) - most < self.k:
             raise UserError(
                 f"model.pool_size is {self.pool_size}, of which the query {query!r} may not have "
                 f"{most} (itself and its copies); legal with k = {self.k}: {self.k + most} or more"
@@ -284,49 +285,52 @@ class Etrag(Method):
         """Return the candidates of B queries (B, V, D): places in the database, and vectors.
 
         Returns:
-            places (B, N), -1 = padding; vectors (B, N, V, D), or (N, V, D) if all queries have the
+            Places (B, N), -1 = padding; vectors (B, N, V, D), or (N, V, D) if all queries have the
             same. With gradient in training, out of the index in evaluation.
         """
         if not self.training and not self.index[0].any():
             raise RuntimeError("Etrag: refresh_index() must come before evaluation")
-        everything = torch.arange(len(self.database), device=queries.device)
-        if self.candidates == "first_stage":
-            # The database is the store, in its order.
+        if self.candidates == "first_stage":  # the database is the store, in its order
             places = batch.candidate_ids[:, : self.pool_size if self.training else None]
         elif self.training:
-            size = min(self.pool_size, len(everything))
-            if self.candidates == "random":
-                drawn = torch.randperm(len(everything))[:size]
-                vectors = self.retriever.instances([self._texts[i] for i in drawn.tolist()])
-                places = drawn.to(queries.device).expand(len(queries), -1)
-                return places, vectors.float()
-            places = self._nearest(batch, queries, size, self.replaced)
+            pool = self._pool(batch, queries)
+            vectors = self.retriever.instances([self._texts[place] for place in pool.tolist()])
+            return pool.expand(len(queries), -1), vectors.float()
         elif self.evaluation_pool is None:
+            everything = torch.arange(len(self.database), device=queries.device)
             return everything.expand(len(queries), -1), self.index
         else:
-            size = min(self.evaluation_pool, len(everything))
-            places = self._nearest(batch, queries, size, replaced=0.0)
+            places = self._nearest(batch, queries, self.evaluation_pool)
         if not self.training:
             return places, self.index[places.clamp(min=0)]
         distinct, inverse = torch.unique(places.clamp(min=0), return_inverse=True)
-        vectors = self.retriever.instances([self._texts[i] for i in distinct.tolist()])
+        vectors = self.retriever.instances([self._texts[place] for place in distinct.tolist()])
         return places, vectors.float()[inverse]
 
-    def _nearest(self, batch: RagBatch, queries: Tensor, size: int, replaced: float) -> Tensor:
-        """Return places (B, size) of the nearest by the index, a share of them replaced at random.
+    def _pool(self, batch: RagBatch, queries: Tensor) -> Tensor:
+        """Return the places (N,) of the candidates that a training batch shares.
+
+        The nearest are those of all its queries, the first of each, then the second, and so on.
+        """
+        size = min(self.pool_size, len(self.database))
+        others = torch.randperm(len(self.database)).tolist()
+        near: list[int] = []
+        if self.candidates == "nearest" and self.replaced < 1:
+            ranked = self._nearest(batch, queries, size).T.flatten().tolist()  # rank by rank
+            kept = size - round(self.replaced * size)
+            near = [place for place in dict.fromkeys(ranked) if place >= 0][:kept]
+        pool = list(dict.fromkeys([*near, *others]))[:size]
+        return torch.tensor(pool, device=queries.device)
+
+    def _nearest(self, batch: RagBatch, queries: Tensor, size: int) -> Tensor:
+        """Return the places (B, size) of the nearest by the index, best first.
 
         What a query may not have is left out; if too few remain, -1 pads.
         """
         scores = -self.distance(queries, self.index)  # (B, M)
         forbidden = self._excluded(batch, self.database.expand(len(queries), -1))
         scores = scores.masked_fill(forbidden, -torch.inf)
-        kept = size - round(replaced * size)
-        if kept < size:
-            # The nearest come first, the others in random order.
-            nearest = scores.topk(kept).indices
-            scores = torch.rand(scores.shape).to(scores).masked_fill(forbidden, -torch.inf)
-            scores = scores.scatter(1, nearest, torch.inf)
-        best, places = scores.topk(size)
+        best, places = scores.topk(min(size, scores.shape[1]))
         return places.masked_fill(best == -torch.inf, -1)
 
     def _excluded(self, batch: RagBatch, rows: Tensor) -> Tensor:
