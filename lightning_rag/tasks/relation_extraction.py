@@ -10,11 +10,27 @@ from numpy.typing import NDArray
 from torchmetrics import Metric, MetricCollection
 
 from lightning_rag.errors import UserError
-from lightning_rag.metrics.relation import RelationAccuracy, SemEval2010F1, TacredF1
+from lightning_rag.metrics.relation import (
+    SEMEVAL2010_LABELS,
+    PublishedF1,
+    RelationAccuracy,
+    Repaired,
+    RepairedRate,
+    SemEval2010F1,
+    TacredF1,
+)
 from lightning_rag.tasks import constraints
 from lightning_rag.tasks.base import Task, as_rows, collect, retrieval_metrics
+from lightning_rag.tasks.instruction import (
+    EXAMPLE_LABEL,
+    HEAD_AND_TAIL,
+    TAGGED,
+    exemplified,
+    instructed,
+)
 from lightning_rag.tasks.labels import RETACRED, SEMEVAL2010, TACRED, Wording
 from lightning_rag.tasks.marking import Markers, bare, marked, mention_texts, mentions, paired
+from lightning_rag.tasks.refinement import refine_decoder_only, refine_sequence_to_sequence
 from lightning_rag.tasks.wording import LabelFinder, choose_wording, fill
 from lightning_rag.types import Instance, Passage, Rendered
 
@@ -26,8 +42,9 @@ class RelationExtraction(Task):
 
     Args:
         wording: the words of the labels: "semeval2010", "tacred" (TACREV too), "retacred", "fewrel"
-            (the names that its reader brings), the path of a JSON file {label: text}, or None: what
-            the data set brings, else the labels themselves, prettified.
+            (the names that its reader brings), "names" (the labels as they are), the path of a JSON
+            file {label: text}, or None: what the data set brings, else the labels themselves,
+            prettified.
         target: what the generator writes: "label", a short phrase; "clause", a sentence that names
             both mentions, as SuRE and ETRAG do.
         markers: how the mentions are marked for the generator (`marking.marked`).
@@ -41,6 +58,17 @@ class RelationExtraction(Task):
             entities do not enter the embedding), or the "marked" one, as ETRAG does.
         demonstration_text: what the generator reads of a demonstration before its label: the
             "marked" sentence as of a query, the bare "sentence", or its two "mentions" alone.
+        prompt: how the generator is asked: "plain", the marked sentence alone, for models that are
+            trained; "instruction", with question, entities and the list of all labels' words, as
+            RAG4RE does (`instruction`), for models that follow instructions. With the latter
+            `markers` "none" is the bare sentence, and a demonstration is shown as an example.
+        refinement: how generated text is read: "none", tolerantly (`parse`); else by the published
+            rules of RAG4RE alone (`refinement`), which ask for the wording "names":
+            "sequence_to_sequence" for encoder-decoders, "decoder_only" for Llama and its kind.
+            Then the metric repaired_rate tells how many answers the rules turned into a label.
+        published_metrics: add the figures of RAG4RE's tables, which are not comparable to the
+            scorer's: negative_f1 with precision and recall, of the negative class; under the
+            scorer "semeval2010" micro19_f1 with precision and recall, of all 19 labels.
     """
 
     slots = ("head", "tail", "label")
@@ -56,6 +84,9 @@ class RelationExtraction(Task):
         type_constraints: bool = False,
         retrieval_text: Literal["sentence", "marked"] = "sentence",
         demonstration_text: Literal["marked", "sentence", "mentions"] = "marked",
+        prompt: Literal["plain", "instruction"] = "plain",
+        refinement: Literal["none", "sequence_to_sequence", "decoder_only"] = "none",
+        published_metrics: bool = False,
     ) -> None:
         for name, value, legal in (
             ("target", target, ("label", "clause")),
@@ -63,9 +94,16 @@ class RelationExtraction(Task):
             ("scorer", scorer, ("semeval2010", "tacred", "accuracy")),
             ("retrieval_text", retrieval_text, ("sentence", "marked")),
             ("demonstration_text", demonstration_text, ("marked", "sentence", "mentions")),
+            ("prompt", prompt, ("plain", "instruction")),
+            ("refinement", refinement, ("none", "sequence_to_sequence", "decoder_only")),
         ):
             if value not in legal:
                 raise UserError(f"task.{name} is {value!r}; legal: {', '.join(legal)}")
+        if prompt == "instruction" and target == "clause":
+            raise UserError(
+                "task.prompt is 'instruction', which asks for a relation type, and task.target is "
+                "'clause'; legal: target 'label', or prompt 'plain'"
+            )
         self.wording = wording
         self.target_form = target
         self.markers: Markers = markers
@@ -74,9 +112,13 @@ class RelationExtraction(Task):
         self.type_constraints = type_constraints
         self.retrieval_text = retrieval_text
         self.demonstration_text = demonstration_text
+        self.prompt = prompt
+        self.refinement = refinement
+        self.published_metrics = published_metrics
         self.monitor = "accuracy" if scorer == "accuracy" else "f1"
         self.labels: tuple[str, ...] = ()
         self._words: dict[str, Wording] = {}
+        self._listed: list[str] = []  # the labels' words as an instruction lists them
         self._phrases = LabelFinder(())
         self._allowed: dict[tuple[str, str], tuple[str, ...]] = {}
 
@@ -90,6 +132,8 @@ class RelationExtraction(Task):
         self._check_labels(labels)
         self.labels = tuple(labels)
         self._words = choose_wording(labels, self.wording, wording or {})
+        self._listed = sorted(words.phrase for words in self._words.values())
+        self._check_refinement()
         phrases = [(words.phrase, label) for label, words in self._words.items()]
         texts = {phrase for phrase, _ in phrases}
         # a label's own name stands for it too, unless it is the words of another label
@@ -105,7 +149,13 @@ class RelationExtraction(Task):
         if twice:
             raise UserError(f"labels {twice} occur twice; legal: each label once")
         negative = self.negative_label
-        if self.scorer == "tacred" and negative is not None and negative not in labels:
+        if self.published_metrics and negative is None:
+            raise UserError(
+                "task.published_metrics is true, which needs a negative label, and "
+                "task.negative_label is null; legal: the label that says that there is no relation"
+            )
+        needed = self.scorer == "tacred" or self.published_metrics
+        if needed and negative is not None and negative not in labels:
             raise UserError(
                 f"task.negative_label is {negative!r}, which the data set lacks; legal: "
                 f"{', '.join(labels)}, or null where no label says that there is no relation"
@@ -116,6 +166,19 @@ class RelationExtraction(Task):
                 f"task.scorer is 'semeval2010' and a label is {foreign[0]!r}; legal: "
                 f"{', '.join(SEMEVAL2010)}"
             )
+
+    def _check_refinement(self) -> None:
+        """Refuse labels that the rules of refinement do not know when they see them."""
+        if self.refinement == "none":
+            return
+        for label, words in self._words.items():
+            if self.target_form != "label" or words.phrase != label or " " in label:
+                wrong = f"label {label!r} is written {words.phrase!r}"
+                raise UserError(
+                    f"task.refinement is {self.refinement!r}, which reads labels as they are, "
+                    f"and {wrong if self.target_form == 'label' else 'task.target is clause'}; "
+                    "legal: task.wording 'names', task.target 'label', labels without spaces"
+                )
 
     def _constraints(self) -> dict[tuple[str, str], tuple[str, ...]]:
         for known, table in ((TACRED, constraints.TACRED), (RETACRED, constraints.RETACRED)):
@@ -158,7 +221,17 @@ class RelationExtraction(Task):
         return self._labelled(self.query(passage.instance), separator, passage.instance)
 
     def source(self, instance: Instance) -> Rendered:
-        """Return the marked sentence with the ranges "head" and "tail"."""
+        """Return the marked sentence, or the whole instruction, with ranges "head" and "tail"."""
+        if self.prompt == "plain":
+            return marked(instance, self.markers)
+        self._check_prepared()
+        roles = TAGGED if self.markers == "tags" else HEAD_AND_TAIL
+        return instructed(self._sentence(instance), instance, self._listed, roles)
+
+    def _sentence(self, instance: Instance) -> Rendered:
+        """Return the marked sentence; an instruction asks its question elsewhere."""
+        if self.prompt == "instruction" and self.markers == "none":
+            return bare(instance)
         return marked(instance, self.markers)
 
     def passage(self, passage: Passage, *, with_label: bool = True) -> Rendered:
@@ -167,8 +240,10 @@ class RelationExtraction(Task):
             if with_label:
                 raise ValueError(f"passage {passage.id!r} is no demonstration: it has no label")
             return Rendered(passage.text)
-        sentence = self._demonstration(passage.instance)
-        return self._labelled(sentence, LABEL_LEAD, passage.instance) if with_label else sentence
+        sentence, lead = self._demonstration(passage.instance), LABEL_LEAD
+        if self.prompt == "instruction":
+            sentence, lead = exemplified(sentence), EXAMPLE_LABEL
+        return self._labelled(sentence, lead, passage.instance) if with_label else sentence
 
     def _labelled(self, sentence: Rendered, between: str, instance: Instance) -> Rendered:
         """Return the sentence, `between` and the words of the gold label, the range "label"."""
@@ -181,7 +256,7 @@ class RelationExtraction(Task):
 
     def _demonstration(self, instance: Instance) -> Rendered:
         if self.demonstration_text == "marked":
-            return marked(instance, self.markers)
+            return self._sentence(instance)
         if self.demonstration_text == "sentence":
             return bare(instance)
         return paired(instance)
@@ -218,14 +293,30 @@ class RelationExtraction(Task):
         return fill(words.clause, *mention_texts(instance))
 
     def parse(self, output: str, instance: Instance) -> str:
-        """Return the label whose words, clause or name the output is, else the output itself."""
+        """Return the label whose words, clause or name the output is, else the output itself.
+
+        With `refinement` the published rules decide instead, and a label that is not the very
+        output is a `Repaired` one.
+        """
         self._check_prepared()
+        if self.refinement != "none":
+            return self._refined(output, instance)
         label = self._phrases.find(output)
         if label is None and instance.head is not None and instance.tail is not None:
             named = mention_texts(instance)
             clauses = ((fill(w.clause, *named), name) for name, w in self._words.items())
             label = LabelFinder(clauses).find(output)
         return output if label is None else label
+
+    def _refined(self, output: str, instance: Instance) -> str:
+        subject = "" if instance.head is None else instance.head.type
+        if self.refinement == "sequence_to_sequence":
+            label = refine_sequence_to_sequence(output, self.labels, subject)
+        else:
+            label = refine_decoder_only(output, self.labels, subject)
+        if label not in self._words:
+            return output
+        return label if label == output.strip() else Repaired(label)
 
     def matches(self, instance: Instance, passage: Passage) -> bool:
         """Whether the passage is a demonstration of the instance's label."""
@@ -250,7 +341,7 @@ class RelationExtraction(Task):
     def metrics(self, ks: Sequence[int]) -> MetricCollection:
         """Return f1 (under "tacred" with precision and recall), accuracy, invalid_rate, retrieval.
 
-        With scorer "accuracy" there is no f1.
+        With scorer "accuracy" there is no f1. `refinement` and `published_metrics` add theirs.
         """
         self._check_prepared()
         found: dict[str, Metric] = {"accuracy": RelationAccuracy(self.labels)}
@@ -258,6 +349,12 @@ class RelationExtraction(Task):
             found["f1"] = SemEval2010F1()
         elif self.scorer == "tacred":
             found["f1"] = TacredF1(self.negative_label, self.labels)
+        if self.refinement != "none":
+            found["repaired"] = RepairedRate()
+        if self.published_metrics and self.negative_label is not None:
+            found["negative"] = PublishedF1("negative", [self.negative_label])
+            if self.scorer == "semeval2010":
+                found["micro19"] = PublishedF1("micro19", SEMEVAL2010_LABELS)
         return collect({**found, **retrieval_metrics(ks)})
 
     def _check_prepared(self) -> None:

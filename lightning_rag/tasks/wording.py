@@ -13,6 +13,7 @@ from lightning_rag.errors import UserError
 from lightning_rag.tasks.labels import TABLES, Wording
 
 FROM_DATA = "fewrel"  # the data set whose wording comes with its files
+NAMES = "names"  # the labels as they are, for models that are given the list of them
 
 _PLACES = re.compile(r"\{(head|tail)\}")
 
@@ -31,9 +32,9 @@ def choose_wording(
     Args:
         labels: all labels of the data set.
         choice: the name of a table ("semeval2010", "tacred", "retacred"), "fewrel" for the wording
-            that the data set brings, the path of a JSON file {label: text} or
-            {label: {"label": text, "clause": text}}, or None: what the data set brings, and for
-            other labels their own name with spaces in place of `_`, `:` and `/`.
+            that the data set brings, "names" for the labels as they are, the path of a JSON file
+            {label: text} or {label: {"label": text, "clause": text}}, or None: what the data set
+            brings, and for other labels their own name with spaces in place of `_`, `:` and `/`.
         from_data: label -> text, as the data set brings it.
 
     Raises:
@@ -46,6 +47,9 @@ def choose_wording(
     elif choice == FROM_DATA:
         table = {name: _plain(text) for name, text in from_data.items()}
         where = "the data set's wording"
+    elif choice == NAMES:
+        table = {label: _plain(label) for label in labels}
+        where = "the labels' names"
     elif choice in TABLES:
         table = dict(TABLES[choice])
         where = f"the wording {choice!r}"
@@ -80,7 +84,7 @@ def read_wording(name: str) -> dict[str, Wording]:
     """
     path = Path(name).expanduser()
     if not path.is_file():
-        legal = ", ".join([*TABLES, FROM_DATA])
+        legal = ", ".join([*TABLES, FROM_DATA, NAMES])
         raise UserError(
             f"wording is {name!r}; legal: {legal}, null, or the path of a JSON file (none is there)"
         )

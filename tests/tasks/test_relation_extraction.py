@@ -6,11 +6,14 @@ import numpy as np
 import pytest
 import torch
 
+from lightning_rag.backbones.config import GeneratorConfig
+from lightning_rag.backbones.factory import build_generator
 from lightning_rag.errors import UserError
+from lightning_rag.metrics.relation import Repaired
 from lightning_rag.tasks.labels import RETACRED, SEMEVAL2010, TABLES, TACRED
 from lightning_rag.tasks.marking import Markers
 from lightning_rag.tasks.relation_extraction import RelationExtraction
-from lightning_rag.types import Instance, Passage, Predictions, RagBatch, Span
+from lightning_rag.types import Instance, Passage, Predictions, Prompt, RagBatch, Span
 
 NEGATIVE = {"semeval2010": "Other", "tacred": "no_relation", "retacred": "no_relation"}
 
@@ -240,6 +243,31 @@ def test_type_constraints_of_a_part_of_the_labels():
             ("no_relation", "per:identity", "per:alternate_names"),
             "mix",
         ),
+        (
+            {"refinement": "decoder_only", "wording": "tacred"},
+            ("no_relation", "per:age"),
+            "'no_relation' is written 'no stated link'; legal: task.wording 'names'",
+        ),
+        (
+            {"refinement": "decoder_only", "wording": "names", "target": "clause"},
+            ("no_relation",),
+            "task.target is clause; legal: .*'label'",
+        ),
+        (
+            {"refinement": "sequence_to_sequence", "wording": "names"},
+            ("no_relation", "born in"),
+            "'born in'.*labels without spaces",
+        ),
+        (
+            {"published_metrics": True, "scorer": "accuracy", "negative_label": None},
+            ("a", "b"),
+            "published_metrics is true, which needs a negative label",
+        ),
+        (
+            {"published_metrics": True, "scorer": "accuracy", "negative_label": "Other"},
+            ("a", "b"),
+            "negative_label is 'Other'.*legal: a, b",
+        ),
     ],
 )
 def test_labels_that_do_not_fit(arguments, labels, message):
@@ -254,6 +282,9 @@ def test_labels_that_do_not_fit(arguments, labels, message):
         {"markers": "x"},
         {"scorer": "x"},
         {"retrieval_text": "x"},
+        {"prompt": "x"},
+        {"refinement": "x"},
+        {"target": "clause", "prompt": "instruction"},
     ],
 )
 def test_arguments_that_do_not_fit(arguments):
@@ -389,3 +420,177 @@ def test_tables_name_the_official_labels():
         "org:stateorprovince_of_branch",
         "org:country_of_branch",
     }
+
+
+REFINED = {"wording": "names", "refinement": "sequence_to_sequence"}
+
+
+@pytest.mark.parametrize(
+    ("refinement", "output", "types", "expected", "repaired"),
+    [
+        ("sequence_to_sequence", "per:age", ("PERSON", "NUMBER"), "per:age", False),
+        ("sequence_to_sequence", " per:age\n", ("PERSON", "NUMBER"), "per:age", False),
+        ("sequence_to_sequence", "org:age", ("PERSON", "NUMBER"), "per:age", True),
+        ("sequence_to_sequence", "It is per:age", ("PERSON", "NUMBER"), "per:age", True),
+        ("sequence_to_sequence", "parents", ("ORGANIZATION", "PERSON"), "org:parents", True),
+        ("sequence_to_sequence", "org:parents", ("PERSON", "PERSON"), "per:parents", True),
+        ("sequence_to_sequence", "PER:AGE", ("PERSON", "NUMBER"), "PER:AGE", None),
+        ("sequence_to_sequence", "no relation", ("PERSON", "NUMBER"), "no relation", None),
+        ("decoder_only", "per:age", ("PERSON", "NUMBER"), "per:age", False),
+        ("decoder_only", "PER:AGE", ("PERSON", "NUMBER"), "per:age", True),
+        ("decoder_only", "no relation.", ("PERSON", "NUMBER"), "no_relation", True),
+        ("decoder_only", "org:parents", ("ORGANIZATION", "PERSON"), "org:parents", False),
+        (
+            "decoder_only",
+            'the "per:friend" one',
+            ("PERSON", "PERSON"),
+            'the "per:friend" one',
+            None,
+        ),
+    ],
+)
+def test_parse_by_the_published_rules(refinement, output, types, expected, repaired):
+    task = prepared(wording="names", refinement=refinement)
+    label = task.parse(output, make(types=types))
+    assert label == expected
+    assert isinstance(label, Repaired) == bool(repaired)
+    assert (label in task.labels) == (repaired is not None)
+
+
+def test_rates_of_repaired_and_invented_labels():
+    task = prepared(**REFINED)
+    labels = ["per:age", "per:title", "per:spouse", "per:spouse"]
+    outputs = ["per:age", "org:title", "per:friend", "It is per:age"]
+    batch = batch_of(labels)
+    texts = [task.parse(text, i) for text, i in zip(outputs, batch.instances, strict=True)]
+    metrics = task.metrics(())
+    metrics.update(Predictions(texts, torch.zeros(4, 6)), batch)
+    values = {name: value.item() for name, value in metrics.compute().items()}
+    assert values["repaired_rate"] == 2 / 4
+    assert values["invalid_rate"] == 1 / 4
+    assert values["accuracy"] == 2 / 4
+
+
+@pytest.mark.parametrize(
+    ("name", "scorer", "names"),
+    [
+        ("tacred", "tacred", {"negative"}),
+        ("semeval2010", "semeval2010", {"negative", "micro19"}),
+        ("semeval2010", "accuracy", {"negative"}),
+    ],
+)
+def test_published_metrics_stand_beside_the_scorer(name, scorer, names):
+    plain, beside = prepared(name, scorer=scorer), prepared(name, scorer=scorer)
+    beside.published_metrics = True
+    negative = NEGATIVE[name]
+    positive = next(label for label in TABLES[name] if label != negative)
+    batch = batch_of([negative, negative, positive, positive])
+    found = []
+    for task in (plain, beside):
+        metrics = task.metrics((1,))
+        metrics.update(Predictions([negative, "?", negative, positive], torch.zeros(4, 6)), batch)
+        found.append({key: value.item() for key, value in metrics.compute().items()})
+    added = found[1].keys() - found[0].keys()
+    assert added == {f"{one}_{part}" for one in names for part in ("precision", "recall", "f1")}
+    assert {key: found[1][key] for key in found[0]} == found[0]  # the standard ones are untouched
+    assert beside.monitor == plain.monitor
+    assert found[1]["negative_f1"] == pytest.approx(0.5)
+    if "micro19" in names:
+        assert found[1]["micro19_precision"] == pytest.approx(2 / 3)
+        assert found[1]["micro19_recall"] == pytest.approx(2 / 4)
+
+
+class TestInstruction:
+    """Prompts for models that follow instructions."""
+
+    def test_of_a_query(self):
+        task = prepared(prompt="instruction", wording="names", markers="none")
+        source = task.source(make())
+        lines = source.text.split("\n")
+        assert lines[2:5] == [
+            "Query sentence: Bill lives in Hawaii.",
+            "Head entity: Bill",
+            "Tail entity: Hawaii",
+        ]
+        assert lines[5] == "Relation types: " + ", ".join(sorted(TACRED))
+        parts = {name: source.text[slice(*span)] for name, span in source.spans.items()}
+        assert (parts["head"], parts["tail"]) == ("Bill", "Hawaii")
+        assert parts["question"] + "Bill lives in Hawaii." + parts["task"] == source.text
+
+    def test_says_nothing_about_the_label(self):
+        task = prepared(prompt="instruction", wording="names")
+        assert task.source(make()) == task.source(make(label=None))
+
+    def test_lists_the_words_that_are_to_be_written(self):
+        """Whatever their order in the data set: one list, in every prompt, with every label."""
+        texts = []
+        for labels in (tuple(SEMEVAL2010), tuple(reversed(SEMEVAL2010))):
+            task = RelationExtraction(
+                wording="semeval2010", scorer="semeval2010", prompt="instruction", markers="tags"
+            )
+            task.prepare(labels)
+            instance = make(label="Other")
+            texts.append(task.source(instance).text)
+            types = texts[-1].split("Relation types: ")[1].split("\n")[0].split(", ")
+            assert types == sorted(task.option_target(instance, label) for label in labels)
+        assert texts[0] == texts[1]
+
+    def test_with_tags(self):
+        task = prepared("semeval2010", prompt="instruction", wording="names", markers="tags")
+        source = task.source(make(label="Other"))
+        assert "Query sentence: <e1>Bill</e1> lives in <e2>Hawaii</e2>.\n" in source.text
+        assert "Entity e1: Bill\nEntity e2: Hawaii\n" in source.text
+        assert "links the entity e1 to the entity e2" in source.text
+
+    @pytest.mark.parametrize("with_label", [True, False])
+    def test_of_an_example(self, with_label):
+        task = prepared(prompt="instruction", wording="names", markers="none")
+        instance = make()
+        shown = task.passage(Passage("p", instance.text, instance=instance), with_label=with_label)
+        sentence = "Example sentence: Bill lives in Hawaii."
+        label = "per:cities_of_residence"
+        assert shown.text == sentence + f"\nRelation of the example: {label}" * with_label
+        expected = {"head": "Bill", "tail": "Hawaii"} | ({"label": label} if with_label else {})
+        assert {n: shown.text[slice(*span)] for n, span in shown.spans.items()} == expected
+
+    def test_retrievers_read_no_instruction(self):
+        task, plain = prepared(prompt="instruction"), prepared()
+        assert task.query(make()) == plain.query(make())
+
+    def test_before_prepare(self):
+        with pytest.raises(RuntimeError, match="prepare"):
+            RelationExtraction(prompt="instruction").source(make())
+
+    @pytest.mark.parametrize("architecture", ["encoder-decoder", "decoder-only"])
+    def test_what_a_generator_reads(self, architecture):
+        """The example first where the decoder reads on, behind the query in an encoder; if the
+        prompt is too long the example goes first, then words of the sentence outside its mentions.
+        """
+        task = prepared(prompt="instruction", wording="names", markers="none")
+        filler = "and so on and on " * 20
+        instance = make(text=f"Bill lives in Hawaii {filler}.")
+        demonstration = Passage("p", "", instance=make(text="Here Bill saw Hawaii."))
+        prompt = Prompt(task.source(instance), (task.passage(demonstration, with_label=False),))
+        _, whole, all_tokens = read_by_generator(architecture, prompt, 1000)
+        truncated, cut, _ = read_by_generator(architecture, prompt, all_tokens - 60)
+        example, query = whole.index("Here Bill saw"), whole.index("Query sentence")
+        assert (example < query) == (architecture == "decoder-only")
+        assert truncated == 2  # the example and the query
+        assert "Here Bill saw" not in cut
+        for part in ("Which of the relation types", "Bill lives in Hawaii", "per:title", "Answer"):
+            assert part in cut
+        assert 0 < cut.count("so on") < whole.count("so on")
+
+
+def read_by_generator(architecture, prompt, limit):
+    """Return how many texts were cut, what the model read, and how many tokens that was."""
+    config = GeneratorConfig(architecture=architecture, max_source_length=limit)
+    generator = build_generator(config, [prompt.query.text, prompt.passages[0].text])
+    read = []
+    generator.model.get_input_embeddings().register_forward_pre_hook(
+        lambda module, inputs: read.append(inputs[0][0].tolist())
+    )
+    with torch.no_grad():
+        generator.log_likelihood([prompt], ["per:title"])
+    text = generator.tokenizer.decode(read[0], skip_special_tokens=True)
+    return generator.truncated, text, len(read[0])

@@ -189,3 +189,10 @@ def test_type_constraints_of_retacred():
     assert "per:identity" in RETACRED_PAIRS["PERSON", "PERSON"]
     assert RETACRED_PAIRS["PERSON", "MISC"] == {"per:identity"}
     assert RETACRED_PAIRS["ORGANIZATION", "CITY"] == {"org:city_of_branch"}
+
+
+def test_labels_as_they_are():
+    labels = ("no_relation", "per:title", "Cause-Effect(e1,e2)")
+    wording = choose_wording(labels, "names", {"per:title": "unused"})
+    assert phrases(wording) == {label: label for label in labels}
+    assert wording["per:title"].clause == "{head} per:title {tail}"
