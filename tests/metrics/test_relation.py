@@ -141,6 +141,44 @@ def test_a_constant_answer_scores_high_on_the_published_figure(total, negative, 
     assert tacred_f1(constant, gold) == {"precision": 1.0, "recall": 0.0, "f1": 0.0}
 
 
+@pytest.mark.parametrize(
+    ("total", "negative", "precision", "recall", "bound"),
+    [
+        (15509, 12184, 0.812, 0.550, 0.335),
+        (15509, 12184, 0.878, 0.301, 0.384),
+        (15509, 12184, 0.947, 0.120, 0.375),
+        (13418, 7770, 0.559, 0.035, 0.585),
+        (13418, 7770, 0.602, 0.301, 0.540),
+        (15509, 12184, 0.881, 0.883, 0.565),
+        (15509, 12184, 0.899, 0.942, 0.671),
+    ],
+)
+def test_the_published_figure_hardly_bounds_micro_f1(total, negative, precision, recall, bound):
+    """The rows of docs/published_metric.md: answers with these scores, their best and worst F1."""
+    right = round(recall * negative)
+    answered_negative = round(right / precision)
+    gold = ["no_relation"] * negative + ["per:title"] * (total - negative)
+    lost = answered_negative - right
+    common = ["no_relation"] * right + ["per:age"] * (negative - right) + ["no_relation"] * lost
+    best = common + ["per:title"] * (total - len(common))
+    worst = common + ["per:age"] * (total - len(common))
+    for predicted, f1 in ((best, bound), (worst, 0.0)):
+        published = negative_class_f1(predicted, gold)
+        assert published["precision"] == pytest.approx(precision, abs=0.002)
+        assert published["recall"] == pytest.approx(recall, abs=0.0005)
+        assert tacred_f1(predicted, gold)["f1"] == pytest.approx(f1, abs=0.0006)
+
+
+def test_a_good_micro_f1_is_a_high_published_figure():
+    """docs/published_metric.md: 75 % of each, no relation taken for another one."""
+    positive, missed = 3325, 831
+    gold = ["no_relation"] * 12184 + ["per:title"] * positive
+    predicted = ["per:title"] * missed + ["no_relation"] * (12184 - missed)
+    predicted += ["per:title"] * (positive - missed) + ["no_relation"] * missed
+    assert tacred_f1(predicted, gold)["f1"] == pytest.approx(0.75, abs=0.0005)
+    assert negative_class_f1(predicted, gold)["f1"] == pytest.approx(0.932, abs=0.0005)
+
+
 def test_a_constant_answer_on_semeval(data_root):
     """docs/published_metric.md: it beats most figures of the published table."""
     folder = data_root / "semeval2010_task8" / "SemEval2010_task8_testing_keys"
