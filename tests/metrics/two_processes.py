@@ -15,7 +15,10 @@ from torchmetrics import MetricCollection
 
 from lightning_rag.metrics.relation import (
     SEMEVAL2010_LABELS,
+    PublishedF1,
     RelationAccuracy,
+    Repaired,
+    RepairedRate,
     SemEval2010F1,
     TacredF1,
 )
@@ -39,6 +42,7 @@ def make_batch(number: int) -> tuple[Predictions, RagBatch]:
     right = (torch.rand(4, generator=generator) < 0.6).tolist()
     texts = [g if ok else p for g, p, ok in zip(gold, labels(), right, strict=True)]
     texts[0] = "no label" if number % 3 == 0 else texts[0]
+    texts[1] = Repaired(texts[1]) if number % 2 == 0 else texts[1]
     relevance = (torch.rand(4, 8, generator=generator) < 0.3).float()
     ranking = torch.rand(4, 8, generator=generator)
     batch = RagBatch(
@@ -47,7 +51,8 @@ def make_batch(number: int) -> tuple[Predictions, RagBatch]:
         candidate_ids=torch.arange(8).expand(4, 8),
         candidate_scores=ranking,
         relevance=relevance,
-        relevant_count=relevance.sum(dim=1).long() + 1,
+        relevant_rows=[torch.arange(int(number) + 1) for number in relevance.sum(dim=1)],
+        excluded_rows=[torch.tensor([])] * 4,
     )
     return Predictions(texts, ranking), batch
 
@@ -59,6 +64,8 @@ def make_metrics() -> MetricCollection:
             "tacred": TacredF1("Other", SEMEVAL2010_LABELS),
             "semeval": SemEval2010F1(),
             "accuracy": RelationAccuracy(SEMEVAL2010_LABELS),
+            "published": PublishedF1("micro19", SEMEVAL2010_LABELS),
+            "repaired": RepairedRate(),
             "em": ExactMatch(),
             "token": TokenF1(),
             "recall@1": Recall(1),
