@@ -91,6 +91,27 @@ class LoraConfig:
 
 
 @dataclass
+class QuantizationConfig:
+    """A generator's frozen weights in 4 bits (QLoRA, Dettmers et al. 2023, arXiv 2305.14314).
+
+    The bitsandbytes library quantises the linear layers under the adapters, but not the output
+    layer, as they are read from the source: 4 bits a weight, and a scale for every 64 of them. All
+    other weights are kept in float32, as the paper does for normalisation layers. Quantised weights
+    cannot learn, so `lora.rank` must be above 0; a tiny model cannot be quantised.
+
+    Args:
+        type: "none"; "nf4", whose 16 values are quantiles of a normal distribution; or "fp4".
+        double: quantise the scales too: 0.13 bits a weight for them in place of 0.5.
+        compute: precision of the products with quantised weights; "auto" is bfloat16 where a CUDA
+            device has it, else float32.
+    """
+
+    type: Literal["none", "nf4", "fp4"] = "none"
+    double: bool = True
+    compute: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+
+
+@dataclass
 class GeneratorConfig:
     """What a generator is made of, and how it reads prompts.
 
@@ -111,6 +132,9 @@ class GeneratorConfig:
         chat_template: decoder-only: wrap the prompt in the tokeniser's chat template.
         answer_cue: decoder-only: text between the query and the answer.
         lora: low-rank adapters instead of training the whole model.
+        quantization: 4-bit weights under the adapters.
+        gradient_checkpointing: compute activations again in the backward pass instead of keeping
+            them: less memory, about a third more time.
         tiny: the model when `source` is "tiny".
         trust_remote_code: run code that comes with a Hub repository.
         dtype: precision of the weights; "auto" takes the checkpoint's.
@@ -128,6 +152,8 @@ class GeneratorConfig:
     chat_template: bool = False
     answer_cue: str = "Answer:"
     lora: LoraConfig = field(default_factory=LoraConfig)
+    quantization: QuantizationConfig = field(default_factory=QuantizationConfig)
+    gradient_checkpointing: bool = False
     tiny: TinyConfig = field(default_factory=TinyConfig)
     trust_remote_code: bool = False
     dtype: Literal["float32", "bfloat16", "float16", "auto"] = "float32"

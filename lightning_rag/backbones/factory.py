@@ -8,6 +8,7 @@ from lightning_rag.backbones.config import GeneratorConfig
 from lightning_rag.backbones.decoder_only import DecoderOnlyGenerator
 from lightning_rag.backbones.generator import Generator
 from lightning_rag.backbones.lora import add_adapters
+from lightning_rag.backbones.quantization import check_quantization, is_quantized
 from lightning_rag.backbones.sequence_to_sequence import SequenceToSequenceGenerator
 from lightning_rag.backbones.sources import load_model, load_tokenizer
 from lightning_rag.backbones.tiny import tiny_decoder, tiny_sequence_to_sequence, train_tokenizer
@@ -25,9 +26,17 @@ def build_generator(config: GeneratorConfig, corpus: Iterable[str]) -> Generator
     Raises:
         UserError: a source that cannot be had, or a setting that is not legal.
     """
+    check_quantization(config)
     generator = _whole(config, corpus)
     if config.lora.rank:
         add_adapters(generator)
+    elif is_quantized(generator.model):
+        raise UserError(
+            f"generator.source {config.source!r} has quantised weights, which cannot learn; "
+            "legal with it: generator.lora.rank above 0"
+        )
+    if config.gradient_checkpointing:
+        generator.recompute_activations(True)
     return generator
 
 
@@ -56,6 +65,7 @@ def _whole(config: GeneratorConfig, corpus: Iterable[str]) -> Generator:
         "encoder" if config.decoder_layers is not None else config.architecture,
         trust_remote_code=config.trust_remote_code,
         dtype=config.dtype,
+        quantization=config.quantization,
     )
     if config.decoder_layers is not None:
         model = add_decoder(model, tokenizer, config.decoder_layers)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -143,8 +144,50 @@ class Generator(Backbone, ABC):
             plan = plan_scoring(tries[start:stop])
             self.tokens += sum(map(len, plan.row_tokens))
             soft = None if soft_prompt is None else soft_prompt[start:stop]
-            scores += plan.scores(*self._branch_logits(prompts[start:stop], plan, soft))
+            with self._activations_kept():
+                logits = self._branch_logits(prompts[start:stop], plan, soft)
+            scores += plan.scores(*logits)
         return scores
+
+    def recompute_activations(self, wanted: bool) -> None:
+        """Compute activations again in the backward pass (gradient checkpointing), or keep them.
+
+        Raises:
+            UserError: the model cannot do that.
+        """
+        model = self.model
+        # transformers 5 gave it another name, and warns of the old one.
+        new = hasattr(model, "activation_checkpointing_enable")
+        if not wanted:
+            if new:
+                model.activation_checkpointing_disable()  # type: ignore[no-untyped-call]
+            else:
+                model.gradient_checkpointing_disable()  # type: ignore[no-untyped-call]
+            return
+        try:
+            # The older, reentrant kind has no gradient where the input embeddings have none.
+            settings = {"use_reentrant": False}
+            if new:
+                model.activation_checkpointing_enable(settings)
+            else:
+                model.gradient_checkpointing_enable(settings)  # type: ignore[no-untyped-call]
+        except ValueError as error:
+            raise UserError(
+                f"generator.gradient_checkpointing: {type(self.model).__name__} cannot recompute "
+                f"its activations ({error}); legal: false"
+            ) from error
+
+    @contextmanager
+    def _activations_kept(self) -> Iterator[None]:
+        """Do without gradient checkpointing: it has no caches of keys and values."""
+        if not (self.config.gradient_checkpointing and self.training):
+            yield
+            return
+        self.recompute_activations(False)
+        try:
+            yield
+        finally:
+            self.recompute_activations(True)
 
     def get_extra_state(self) -> Tensor:
         """What belongs to the weights: a tiny model's tokeniser, or which model has adapters."""

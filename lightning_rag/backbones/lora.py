@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from lightning_rag.backbones.config import GeneratorConfig, LoraConfig
+from lightning_rag.backbones.quantization import (
+    dequantize,
+    is_quantized,
+    number_of_weights,
+    prepare_for_training,
+)
 from lightning_rag.errors import UserError
 
 if TYPE_CHECKING:
@@ -58,19 +66,19 @@ def add_adapters(generator: Generator) -> None:
         UserError: peft is not installed, or no target is a linear layer of the model.
     """
     config = generator.config
-    model = generator.model
-    if config.decoder_layers is not None:
-        model = model.get_encoder()  # the decoder is fresh, and must learn whole
+    model = _adapted_part(generator)
     (path,) = [name for name, module in generator.named_modules() if module is model]
     targets = _targets(model, config.lora.targets)
     fingerprint = "" if config.source == "tiny" else _fingerprint(model)
+    if is_quantized(model):
+        prepare_for_training(model)
     _inject(model, config.lora, targets)
     if config.source != "tiny":
         learning = {n for n, p in model.named_parameters(remove_duplicate=False) if p.requires_grad}
         names = frozenset(f"{path}.{name}" for name in model.state_dict().keys() - learning)
         generator.frozen_base = FrozenBase(names, fingerprint)
         _leave_out_base(generator)
-    sizes = [(p.numel(), p.requires_grad) for p in generator.parameters()]
+    sizes = [(number_of_weights(p), p.requires_grad) for p in generator.parameters()]
     log.info(
         "adapters of rank %d on %d layers (%s); %d of the generator's %d weights learn",
         config.lora.rank,
@@ -79,6 +87,68 @@ def add_adapters(generator: Generator) -> None:
         sum(size for size, learns in sizes if learns),
         sum(size for size, _ in sizes),
     )
+
+
+def save_adapters(generator: Generator, folder: Path, base: str) -> None:
+    """Write a generator's adapters into a folder as the peft library reads them.
+
+    `peft.PeftModel.from_pretrained(model, folder)` puts them onto the model of `base`.
+
+    Args:
+        generator: a generator with adapters on its whole model.
+        folder: where `adapter_config.json` and `adapter_model.safetensors` go.
+        base: folder or Hub id of the model under the adapters.
+    """
+    import peft
+    from peft.utils import SAFETENSORS_WEIGHTS_NAME
+    from safetensors.torch import save_file
+
+    model = generator.model
+    config: peft.LoraConfig = copy.copy(model.peft_config["default"])  # type: ignore[assignment]
+    config.base_model_name_or_path = base
+    decoder_only = generator.config.architecture == "decoder-only"
+    config.task_type = peft.TaskType.CAUSAL_LM if decoder_only else peft.TaskType.SEQ_2_SEQ_LM
+    config.inference_mode = True
+    config.target_modules = sorted(config.target_modules or ())
+    config.save_pretrained(str(folder))
+    state = peft.get_peft_model_state_dict(model, save_embedding_layers=False)
+    # Names begin as in a PeftModel, which this model is not: its adapters are in place.
+    weights = {f"base_model.model.{name}": weight.contiguous() for name, weight in state.items()}
+    save_file(weights, folder / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
+
+
+@torch.no_grad()
+def merge_adapters(generator: Generator) -> None:
+    """Add the adapters' products B A to the weights under them, in place: a model without adapters.
+
+    4-bit weights become, before that, the values they stand for: those that the adapters were
+    trained on, and not the source's.
+    """
+    from peft.tuners.lora import LoraLayer
+
+    part = _adapted_part(generator)
+    changes: dict[str, Tensor] = {}
+    for name, layer in [*part.named_modules()]:
+        if isinstance(layer, LoraLayer):
+            # That of linear layers, which alone have adapters here.
+            changes[name] = layer.get_delta_weight("default")  # type: ignore[attr-defined]
+            part.set_submodule(name, layer.get_base_layer())
+    if is_quantized(part):
+        dequantize(part)
+    for name, change in changes.items():
+        weight = part.get_submodule(name).weight
+        assert isinstance(weight, nn.Parameter)
+        weight.data = (weight.float() + change).to(weight.dtype)
+    del part.peft_config
+    generator.frozen_base = None
+
+
+def _adapted_part(generator: Generator) -> PreTrainedModel:
+    """Return what gets adapters: the model, or the encoder of a warm start."""
+    model = generator.model
+    if generator.config.decoder_layers is not None:
+        model = model.get_encoder()  # the decoder is fresh, and must learn whole
+    return model
 
 
 def _inject(model: PreTrainedModel, config: LoraConfig, targets: list[str]) -> None:
@@ -141,13 +211,16 @@ def _fingerprint(model: PreTrainedModel) -> str:
     """Hash a model's weights, before they are frozen and cast for training.
 
     They are hashed as bfloat16: the precision that they are loaded in may change between training
-    and use.
+    and use. Of quantised weights the codes are hashed; their scales come from sums, whose last bits
+    are not the same on all machines.
     """
     digest = hashlib.sha256()
     for name, weight in sorted(model.named_parameters()):
         digest.update(f"{name} {tuple(weight.shape)}".encode())
-        rounded = weight.detach().to("cpu", torch.bfloat16).contiguous()
-        digest.update(rounded.flatten().view(torch.uint8).numpy().data)
+        kept = weight.detach().cpu()
+        if kept.is_floating_point():
+            kept = kept.to(torch.bfloat16)
+        digest.update(kept.contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

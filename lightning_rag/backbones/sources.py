@@ -9,10 +9,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from lightning_rag.backbones.config import QuantizationConfig
+from lightning_rag.backbones.quantization import reading_settings
 from lightning_rag.errors import UserError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 Kind = Literal["encoder", "encoder-decoder", "decoder-only"]
 LEGAL = (
@@ -79,13 +81,20 @@ def load_model(
     *,
     trust_remote_code: bool,
     dtype: Literal["float32", "bfloat16", "float16", "auto"],
+    quantization: QuantizationConfig | None = None,
 ) -> PreTrainedModel:
     """Load the weights of a source; safetensors files only, because pickles run code.
+
+    They are quantised on the CPU, whatever they are used on: so they are the same everywhere.
 
     Raises:
         UserError: they cannot be had, or are of another kind of model.
     """
     import transformers
+
+    settings: dict[str, BitsAndBytesConfig | dict[str, str]] = {}
+    if quantization is not None and (quantized := reading_settings(quantization)) is not None:
+        settings = {"quantization_config": quantized, "device_map": {"": "cpu"}}
 
     loader = {
         "encoder": transformers.AutoModel,
@@ -99,6 +108,7 @@ def load_model(
                 use_safetensors=True,
                 trust_remote_code=trust_remote_code,
                 dtype=dtype,
+                **settings,
             )
     except (OSError, ValueError) as error:
         raise UserError(_unavailable(f"{kind} model", source, error)) from error
