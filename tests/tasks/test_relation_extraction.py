@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from lightning_rag.backbones.config import GeneratorConfig
+from lightning_rag.backbones.decoder_only import DecoderOnlyGenerator
 from lightning_rag.backbones.factory import build_generator
 from lightning_rag.errors import UserError
 from lightning_rag.metrics.relation import Repaired
@@ -340,7 +341,8 @@ def batch_of(labels):
         candidate_ids=torch.arange(6).repeat(size, 1),
         candidate_scores=torch.zeros(size, 6),
         relevance=relevance,
-        relevant_count=relevance.sum(1).long(),
+        relevant_rows=[row.nonzero().flatten() for row in relevance],
+        excluded_rows=[torch.tensor([])] * size,
     )
 
 
@@ -379,7 +381,7 @@ def test_metrics_with_equal_states_stay_apart():
     ranking = torch.arange(6).flip(0).float()
     first, second = batch_of(["per:age"] * 2), batch_of(["per:age"])
     first.relevance[0, 1:] = 0
-    first.relevant_count[:] = 1
+    first.relevant_rows[0] = torch.tensor([0])
     metrics.update(Predictions(["per:age"] * 2, ranking.repeat(2, 1)), first)
     metrics.update(Predictions(["per:age"], ranking.repeat(1, 1)), second)
     values = metrics.compute()
@@ -560,6 +562,26 @@ class TestInstruction:
     def test_before_prepare(self):
         with pytest.raises(RuntimeError, match="prepare"):
             RelationExtraction(prompt="instruction").source(make())
+
+    def test_in_a_chat(self):
+        """The example and the query are the user's turn, to the letter."""
+        task = prepared(prompt="instruction", wording="names", markers="none")
+        demonstration = Passage("p", "", instance=make(text="Here Bill saw Hawaii."))
+        prompt = Prompt(task.source(make()), (task.passage(demonstration),))
+        texts = [prompt.passages[0].text, prompt.query.text]
+        plain = build_generator(GeneratorConfig(architecture="decoder-only"), texts)
+        plain.tokenizer.chat_template = "{% for m in messages %}[{{ m['content'] }}]{% endfor %}"
+        config = GeneratorConfig("tiny", "decoder-only", max_source_length=1000, chat_template=True)
+        chat = DecoderOnlyGenerator(plain.model, plain.tokenizer, config)
+        read = []
+        chat.model.get_input_embeddings().register_forward_pre_hook(
+            lambda module, inputs: read.append(inputs[0][0].tolist())
+        )
+        with torch.no_grad():
+            chat.generate([prompt])
+        whole = chat.tokenizer.decode(read[0])
+        expected = "[" + "\n".join(texts) + "]"
+        assert "".join(whole.split()) == "".join(expected.split())
 
     @pytest.mark.parametrize("architecture", ["encoder-decoder", "decoder-only"])
     def test_what_a_generator_reads(self, architecture):
