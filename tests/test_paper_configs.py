@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
-import yaml
+from omegaconf import OmegaConf
 
 from lightning_rag import cli
 from lightning_rag.tasks.labels import TABLES
@@ -33,7 +33,7 @@ def printed(
         cli.main(["fit", *files, *flags, "--print_config"])
     shown = capsys.readouterr()
     assert stop.value.code == 0, shown.err
-    return yaml.safe_load(shown.out)
+    return OmegaConf.to_container(OmegaConf.create(shown.out))
 
 
 @pytest.fixture(autouse=True)
