@@ -73,11 +73,10 @@ class RagBatch:
     candidate_ids: Tensor  # (B, N) long; rows in the passage store, -1 = padding
     candidate_scores: Tensor  # (B, N) float; the first-stage retriever's score, -inf = padding
     relevance: Tensor  # (B, N) float in {0, 1}; for metrics, unless a method says so
-    relevant_count: Tensor  # (B,) long; relevant passages in the whole store
-    # B arrays of store rows each, ascending, on the CPU; a method may rank other passages than the
-    # first stage's candidates, and has to know these two of them
-    relevant_rows: list[Tensor] = field(default_factory=list)  # (R,) long; the relevant passages
-    excluded_rows: list[Tensor] = field(default_factory=list)  # (E,) long; never to be retrieved
+    # For each query rows of the whole store, on the CPU: a method may rank other passages than the
+    # first stage's candidates.
+    relevant_rows: list[Tensor]  # B of (R_b,) long; all relevant passages
+    excluded_rows: list[Tensor]  # B of (E_b,) long; what the query must never retrieve
 
     def to(self, device: object) -> RagBatch:
         """Return the batch with its tensors on `device`; the records stay as they are."""
@@ -87,7 +86,6 @@ class RagBatch:
             candidate_ids=self.candidate_ids.to(device),  # type: ignore[call-overload]
             candidate_scores=self.candidate_scores.to(device),  # type: ignore[call-overload]
             relevance=self.relevance.to(device),  # type: ignore[call-overload]
-            relevant_count=self.relevant_count.to(device),  # type: ignore[call-overload]
             relevant_rows=self.relevant_rows,
             excluded_rows=self.excluded_rows,
         )

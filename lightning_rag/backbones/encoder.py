@@ -166,7 +166,10 @@ class Encoder(Backbone):
         shift = len(self.layout.prefix)
         if name == END:
             if not self.layout.suffix:
-                raise UserError("this encoder's tokeniser puts no special token after a text")
+                raise UserError(
+                    "this encoder's tokeniser puts no special token after a text; legal with it: "
+                    "model.query_label: learned, or model.vectors: mean"
+                )
             end = shift + len(piece.ids)
             return list(range(end, end + len(self.layout.suffix)))
         span = piece.rendered.spans.get(name)

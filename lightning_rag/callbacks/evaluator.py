@@ -87,5 +87,5 @@ def _judged(batch: RagBatch, retrieved: Retrieved) -> RagBatch:
         return batch
     relevance = torch.zeros(ids.shape, device=ids.device)
     for row, relevant in enumerate(batch.relevant_rows):
-        relevance[row] = torch.isin(ids[row], relevant.to(ids.device)).float()
+        relevance[row] = torch.isin(ids[row], relevant.to(ids.device))
     return replace(batch, candidate_ids=ids, relevance=relevance)

@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lightning_rag.callbacks.cost_ledger import booked
+from lightning_rag.errors import UserError
 from lightning_rag.methods.base import Method, as_method
 from lightning_rag.types import RagBatch
 
@@ -18,35 +19,64 @@ log = logging.getLogger(__name__)
 class IndexRefresh(Callback):
     """Calls `refresh_index` every `refresh_every` steps of a method, and before evaluation.
 
-    Both are the method's; one without an index (`refresh_every` is None) is left alone. Training
-    that reads the index begins with a refresh. A validation refreshes only an index that is stale,
-    that is, older than the last step. The method keeps its index in the checkpoint, so a resumed
-    run goes on with the same vectors.
+    A method without an index (`refresh_every` is None) is left alone. Training that reads the index
+    begins with a refresh. A validation refreshes only an index that is stale, that is, older than
+    the last step. What training reads is kept in `last.ckpt`: a resumed run needs the vectors of
+    the killed one, not new ones.
     """
 
     def __init__(self) -> None:
-        self.refreshed_at = -1  # global step of the last refresh, -1 = never
+        self.method: Method | None = None
+        self.kept: dict[str, Any] = {}  # of a checkpoint, until the method has its index
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Take the method, whose index goes into checkpoints."""
+        self.method = as_method(pl_module)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return when the index in the checkpoint was made."""
-        return {"refreshed_at": self.refreshed_at}
+        """Return the index, if training reads it, and when it was made."""
+        method = self.method
+        if method is None or method.refresh_every is None:
+            return {}
+        index = {"index": method.index} if method.refresh_every else {}
+        return {"refreshed_at": method.refreshed_at, **index}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take the state of a checkpoint."""
-        self.refreshed_at = state_dict["refreshed_at"]
+        self.kept = state_dict
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Give a resumed method its index back.
+
+        Raises:
+            UserError: the store is not the one that the run was killed with.
+        """
+        method = as_method(pl_module)
+        index = self.kept.pop("index", None)
+        if index is None:
+            return
+        if index.shape != method.index.shape:
+            raise UserError(
+                f"ckpt_path: the run was killed with an index of shape {tuple(index.shape)}, its "
+                f"data now give {tuple(method.index.shape)}; continue it with the data that it had"
+            )
+        method.index.copy_(index)
+        method.refreshed_at = self.kept["refreshed_at"]
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: RagBatch, batch_idx: int
     ) -> None:
-        """Refresh at the steps of the schedule, and before the first step."""
-        step, every = trainer.global_step, as_method(pl_module).refresh_every
-        if every and self.refreshed_at != step and (self.refreshed_at < 0 or step % every == 0):
-            self._refresh(as_method(pl_module))
+        """Refresh at the steps of the schedule, and an index that does not fit the weights."""
+        method, step = as_method(pl_module), trainer.global_step
+        every, last = method.refresh_every, method.refreshed_at
+        if every and last != step and (last < 0 or step % every == 0):
+            self._refresh(method)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refresh a stale index."""
-        if self.refreshed_at != trainer.global_step:
-            self._refresh(as_method(pl_module))
+        method = as_method(pl_module)
+        if trainer.state.fn != "fit" or method.refreshed_at != trainer.global_step:
+            self._refresh(method)
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refresh: the weights may come from another step than the index."""
@@ -61,9 +91,10 @@ class IndexRefresh(Callback):
             return
         modes = {module: module.training for module in method.modules()}
         method.eval()
-        with torch.no_grad(), booked(method, "refresh"):
+        precision = method.trainer.precision_plugin.forward_context()
+        with torch.no_grad(), precision, booked(method, "refresh"):
             method.refresh_index()
         for module, training in modes.items():
             module.training = training
-        self.refreshed_at = method.trainer.global_step
-        log.info("index refreshed at step %d", self.refreshed_at)
+        method.refreshed_at = method.trainer.global_step
+        log.info("index refreshed at step %d", method.refreshed_at)

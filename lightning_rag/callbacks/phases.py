@@ -213,6 +213,7 @@ class PhaseSchedule(Callback):
             return
         weights = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
         method.load_state_dict(weights)
+        method.refreshed_at = -1  # the index is of other weights
         self.best_is_current = True
 
     def _best_path(self, method: Method) -> Path:

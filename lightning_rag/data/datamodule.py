@@ -54,7 +54,6 @@ class QuerySet:
             candidate_ids=torch.from_numpy(ids),
             candidate_scores=torch.from_numpy(self.candidates.scores[list(rows)]),
             relevance=torch.from_numpy(relevance.astype(np.float32)),
-            relevant_count=torch.tensor([len(self.relevant[row]) for row in rows]),
             relevant_rows=[torch.tensor(self.relevant[row]) for row in rows],
             excluded_rows=[torch.tensor(self.excluded[row]) for row in rows],
         )

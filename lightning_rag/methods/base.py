@@ -51,11 +51,16 @@ class Method(LightningModule, ABC):
             a closed set), "free" generates text and parses it.
 
     Attributes:
+        reads_candidates: whether the method chooses among the first stage's candidates.
         refresh_every: optimiser steps between two refreshes of the index; 0 = before evaluation
             only; None = the method has no index.
+        refreshed_at: global step of the last refresh; -1 = the index does not fit the weights.
+        index: (M, …) the vectors of the store as last refreshed, a buffer that is not persistent.
     """
 
+    reads_candidates: bool = True
     refresh_every: int | None = None
+    index: Tensor
 
     def __init__(
         self,
@@ -75,6 +80,7 @@ class Method(LightningModule, ABC):
         self.bank = Bank()
         self.phase_index = 0
         self.phase_start = 0  # global step at which the phase began
+        self.refreshed_at = -1
         self._data: RagDataModule | None = None
         self._phases: list[Phase] | None = None
 
@@ -110,11 +116,7 @@ class Method(LightningModule, ABC):
         return {"generator": self.generator}
 
     def refresh_index(self) -> None:
-        """Encode the passage store again (`IndexRefresh` calls this, without gradient).
-
-        A method with a trained retriever overrides it, and keeps the vectors in a persistent
-        buffer: a resumed run needs those of the killed one, not new ones.
-        """
+        """Encode the passage store again into `index` (`IndexRefresh` calls this, and keeps it)."""
 
     def build(self) -> None:
         """Make the models; a method with more than a generator extends this."""
@@ -127,7 +129,7 @@ class Method(LightningModule, ABC):
         if self._data is not None:
             raise UserError("a method belongs to one data module: build another for other data")
         self._data = data
-        if self.k > data.num_candidates:
+        if self.reads_candidates and self.k > data.num_candidates:
             raise UserError(
                 f"model.k is {self.k}, but data.num_candidates is {data.num_candidates}; "
                 "legal: k up to num_candidates"

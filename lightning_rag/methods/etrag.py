@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Literal
 
 import torch
@@ -20,11 +21,22 @@ from lightning_rag.functional.soft_knn import (
 from lightning_rag.methods.base import Method, nothing_retrieved
 from lightning_rag.methods.optimization import OptimizerConfig
 from lightning_rag.methods.phase import Phase
-from lightning_rag.retrieval.instances import InstanceRetriever, Vectors
+from lightning_rag.retrieval.instances import InstanceRetriever, Projection, Vectors
+from lightning_rag.retrieval.pool import (
+    best_columns,
+    listed,
+    random_columns,
+    shared_pool,
+    take,
+)
 from lightning_rag.types import LossTerms, Passage, Prompt, RagBatch, Rendered, Retrieved
 
 DISTANCES = {"cosine": span_cosine_distance, "l2": span_squared_distance}
 ENCODED_AT_ONCE = 64  # instances, when the index is refreshed
+GIVEN = (
+    "candidates: first_stage leaves to the first stage what is searched; legal with it: "
+    "database_size: null, evaluation_pool: null, exclude_self: true"
+)
 
 
 class Etrag(Method):
@@ -53,14 +65,15 @@ class Etrag(Method):
         learned_temperature: learn log t, from `temperature` on.
         variant: "etrag" divides by t in every round, as above; "n3" only once, as Plötz and Roth
             2018 do (`functional.soft_knn` tells the difference).
-        distance: "cosine" or squared "l2".
+        distance: "cosine", or squared "l2", which grows with D and needs a temperature of its own.
         vectors: "spans", or one vector a text: the "mean" over its tokens or the "first" token's.
         query_label: a query's vector in the slot of the label, "separator" or "learned"
             (`InstanceRetriever`).
         candidates: in training, "random" instances, or the "nearest" of the batch's queries by the
-            index, in either case the same for the whole batch; or "first_stage", each query's own,
-            in evaluation too.
-        pool_size: N, candidates in training, at most as many as there are; the paper's is 32.
+            index, in either case the same for the whole batch; or "first_stage", the first of each
+            query's own, in evaluation too.
+        pool_size: N, the number of these candidates, if there are as many; the paper's is 32. All
+            are encoded with gradient: N texts a batch, with "first_stage" up to B N.
         replaced: share of the nearest that random instances replace, 0 to 1.
         evaluation_pool: in evaluation, only so many of the nearest; None = all, as in the paper.
         database_size: use a random part of a larger store, drawn by seed; the paper's is 5,000.
@@ -111,15 +124,26 @@ class Etrag(Method):
             ("evaluation_pool", evaluation_pool, max(1, k)),
             ("database_size", database_size, max(1, k)),
             ("retriever_first_steps", retriever_first_steps, 0),
-            ("refresh_every", refresh_every, 0),
+            ("refresh_every", refresh_every, 1),
         ):
             if value is not None and value < least:
                 raise UserError(f"model.{name} is {value}; legal with k = {k}: {least} or more")
-        if candidates == "first_stage" and (database_size or evaluation_pool):
-            raise UserError(
-                "model.candidates is 'first_stage', which says what is searched; legal with it: "
-                "database_size and evaluation_pool null"
-            )
+        given = candidates == "first_stage"
+        for clash, rule in (
+            (given and (database_size, evaluation_pool) != (None, None), GIVEN),
+            (given and not exclude_self, GIVEN),
+            (replaced > 0 and candidates != "nearest", "replaced needs candidates: nearest"),
+            (
+                learned_temperature and selection != "soft",
+                "learned_temperature needs selection: soft",
+            ),
+            (
+                query_label == "learned" and not train_retriever,
+                "a learned query_label needs train_retriever: true",
+            ),
+        ):
+            if clash:
+                raise UserError(f"model: {rule}")
         self.encoder_config = encoder
         self.selection = selection
         self.temperature = temperature
@@ -129,6 +153,7 @@ class Etrag(Method):
         self.vectors: Vectors = vectors
         self.query_label: Literal["separator", "learned"] = query_label
         self.candidates = candidates
+        self.reads_candidates = candidates == "first_stage"
         self.pool_size = pool_size
         self.replaced = replaced
         self.evaluation_pool = evaluation_pool
@@ -163,30 +188,37 @@ class Etrag(Method):
         self.generator.check_soft_prompt((1 + self.k) * size)
         rows = torch.arange(len(data.store))
         if self.database_size is not None and self.database_size < len(rows):
-            rows = torch.randperm(len(rows))[: self.database_size].sort().values
+            draw = torch.Generator().manual_seed(data.seed)  # the same whatever the models are
+            rows = torch.randperm(len(rows), generator=draw)[: self.database_size].sort().values
         self.database: Tensor  # (M,) rows of the store
-        self.register_buffer("database", rows)
-        self.index: Tensor  # (M, V, D) as last refreshed
-        self.register_buffer("index", torch.zeros(len(rows), size, width))
-        self._texts = [
-            data.task.labelled_key(data.store[row], self.retriever.separator)
-            for row in rows.tolist()
-        ]
+        self.register_buffer("database", rows, persistent=False)
+        # (M, V, D) as last refreshed. A checkpoint holds the weights: they serve any store.
+        self.register_buffer("index", torch.zeros(len(rows), size, width), persistent=False)
+        self._check_texts()
         self._check_database()
 
+    def _check_texts(self) -> None:
+        """Refuse instances and queries, of any split, whose spans do not fit the encoder."""
+        retriever, splits, task = self.retriever, self.data.splits, self.data.task
+        queries = [*splits.train, *splits.validation, *splits.test]
+        try:
+            retriever.encoder.check(self._texts(range(len(self.database))), retriever.slots)
+            retriever.encoder.check([task.query(one) for one in queries], retriever.query_slots)
+        except UserError as error:
+            limit = self.encoder_config.max_length
+            raise UserError(f"encoder.max_length is {limit}, and {error}") from error
+
     def _check_database(self) -> None:
-        """Refuse instances that do not fit the encoder, and a database too small for a query."""
-        self.retriever.encoder.check(self._texts, self.retriever.slots)
-        queries = [self.data.task.query(instance) for instance in self.data.splits.train]
-        self.retriever.encoder.check(queries, self.retriever.query_slots)
+        """Refuse a database, or a pool, that leaves a query with fewer than k instances."""
         if not self.exclude_self or self.candidates == "first_stage":
             return
         train = self.data.splits.train
-        most, query = 0, train[0].id
-        for instance, rows in zip(train, exclusions(train, self.data.store), strict=True):
-            own = int(torch.isin(self.database, torch.from_numpy(rows)).sum())
-            most, query = max((most, query), (own, instance.id))
-        size = len(self.database)
+        own = [
+            int(torch.isin(self.database, torch.from_numpy(rows)).sum())
+            for rows in exclusions(train, self.data.store)
+        ]
+        most = max(own)
+        query, size = train[own.index(most)].id, len(self.database)
         if size - most < self.k:
             raise UserError(
                 f"model.k is {self.k}, but the query {query!r} may have only {size - most} of the "
@@ -224,20 +256,28 @@ class Etrag(Method):
         )
         if not new or self.retriever_first_steps == 0:
             return [joint]
-        steps = self.retriever_first_steps
-        return [Phase("retriever_first", trains=new, loss=self.loss, steps=steps), joint]
+        first = Phase(
+            "retriever_first",
+            trains=new,
+            loss=self.loss,
+            steps=self.retriever_first_steps,
+            monitor="loss",  # of a frozen generator it tells more than its score
+            mode="min",
+        )
+        return [first, joint]
 
     def loss(self, batch: RagBatch) -> LossTerms:
         """Mean token NLL of the target, the only loss; how sharp the first neighbour is beside it.
 
-        `perplexity` is exp(H(w^1)): 1 for a single instance, N for the mean of all candidates.
+        `perplexity` is exp(H(w^1)): 1 for a single instance, N for the mean of all candidates. A
+        query without any candidate has zeros for weights and neighbours, and counts as 1.
         """
         retrieved = self.retrieve(batch, self.k)
         loss = self.generator_loss(batch, retrieved)
         if retrieved.weights is not None:
             entropy = torch.special.entr(retrieved.weights[:, 0].detach()).sum(dim=-1)  # (B,)
             loss.terms["perplexity"] = entropy.exp().mean()
-        if self.learned_temperature:
+        if self.learned_temperature and self.k:
             loss.terms["temperature"] = self.projection.temperature.detach()
         return loss
 
@@ -252,33 +292,35 @@ class Etrag(Method):
     @torch.no_grad()
     def refresh_index(self) -> None:
         """Encode the database again."""
-        self.index.copy_(self.retriever.encode(self._texts, ENCODED_AT_ONCE))
+        texts = self._texts(range(len(self.database)))
+        self.index.copy_(self.retriever.encode(texts, ENCODED_AT_ONCE))
 
     def retrieve(self, batch: RagBatch, k: int) -> Retrieved:
-        """Return soft or hard neighbours of each query, and the soft prompt made of them."""
+        """Return the neighbours of each query, and the soft prompt made of them."""
         if k == 0:
             return nothing_retrieved(batch)
         texts = [self.data.task.query(instance) for instance in batch.instances]
         queries = self.retriever.queries(texts)  # (B, V, D)
-        # A temperature of 0.02 magnifies distances by 50: too much for half precision.
-        with torch.autocast(queries.device.type, enabled=False):
-            queries = queries.float()
-            places, vectors = self._candidates(batch, queries.detach())
-            rows = torch.where(places >= 0, self.database[places], -1)  # (B, N)
-            allowed = (rows >= 0) & ~self._excluded(batch, rows)
-            scores = -self.distance(queries, vectors)  # (B, N)
-            scores = scores.masked_fill(~allowed, -torch.inf)
-            positions = self._choose(batch, scores.detach(), k)  # (B, K)
-            weights = None
-            if self.selection == "soft":
-                temperature = self.projection.temperature
-                weights = soft_knn_weights(
-                    scores, k, temperature, mask=allowed, variant=self.variant
-                )  # (B, K, N)
-                neighbours = soft_neighbours(weights, vectors)  # (B, K, V, D)
-            else:
-                neighbours = _gather(vectors, positions)  # (B, K, V, D)
-            prompt = torch.cat([queries[:, None], neighbours], dim=1).flatten(1, 2)
+        places, vectors = self._candidates(batch, queries.detach())  # (B, N), ([B,] N, V, D)
+        rows = torch.where(places >= 0, self.database[places], -1)  # (B, N)
+        allowed = (rows >= 0) & ~listed(rows, self._excluded(batch))
+        scores = self._scores(queries, vectors).masked_fill(~allowed, -torch.inf)  # (B, N)
+        weights = None
+        if self.selection == "random":
+            # A query's draw: in training the step's, in evaluation always the same.
+            base = int(torch.randint(2**40, ())) if self.training else self.data.seed * 1_000_003
+            positions = random_columns(
+                scores.detach(), k, [base + row for row in batch.rows.tolist()]
+            )
+        else:
+            positions = best_columns(scores.detach(), k)  # (B, K)
+        if self.selection == "soft":
+            t = self.projection.temperature
+            weights = soft_knn_weights(scores, k, t, mask=allowed, variant=self.variant)
+            neighbours = soft_neighbours(weights, vectors.float())  # (B, K, V, D)
+        else:
+            neighbours = take(vectors, positions)  # (B, K, V, D)
+        prompt = torch.cat([queries[:, None].to(neighbours), neighbours], dim=1).flatten(1, 2)
         return Retrieved(rows, scores, positions, weights, self.projection(prompt))
 
     def _candidates(self, batch: RagBatch, queries: Tensor) -> tuple[Tensor, Tensor]:
@@ -288,106 +330,47 @@ class Etrag(Method):
             Places (B, N), -1 = padding; vectors (B, N, V, D), or (N, V, D) if all queries have the
             same. With gradient in training, out of the index in evaluation.
         """
-        if not self.training and not self.index[0].any():
-            raise RuntimeError("Etrag: refresh_index() must come before evaluation")
+        size = min(self.pool_size, len(self.database))
         if self.candidates == "first_stage":  # the database is the store, in its order
-            places = batch.candidate_ids[:, : self.pool_size if self.training else None]
+            places = batch.candidate_ids[:, : self.pool_size]
         elif self.training:
-            pool = self._pool(batch, queries)
-            vectors = self.retriever.instances([self._texts[place] for place in pool.tolist()])
-            return pool.expand(len(queries), -1), vectors.float()
+            nearest = self.candidates == "nearest"
+            ranked = self._nearest(batch, queries, size) if nearest else queries.new_zeros(1, 0)
+            pool = shared_pool(ranked, len(self.database), size, self.replaced)
+            return pool.expand(len(queries), -1), self.retriever.instances(self._texts(pool))
         elif self.evaluation_pool is None:
             everything = torch.arange(len(self.database), device=queries.device)
-            return everything.expand(len(queries), -1), self.index
+            return everything.expand(len(queries), -1), self._fresh_index()
         else:
-            places = self._nearest(batch, queries, self.evaluation_pool)
+            places = self._nearest(batch, queries, min(self.evaluation_pool, len(self.database)))
         if not self.training:
-            return places, self.index[places.clamp(min=0)]
+            return places, self._fresh_index()[places.clamp(min=0)]
         distinct, inverse = torch.unique(places.clamp(min=0), return_inverse=True)
-        vectors = self.retriever.instances([self._texts[place] for place in distinct.tolist()])
-        return places, vectors.float()[inverse]
-
-    def _pool(self, batch: RagBatch, queries: Tensor) -> Tensor:
-        """Return the places (N,) of the candidates that a training batch shares.
-
-        The nearest are those of all its queries, the first of each, then the second, and so on.
-        """
-        size = min(self.pool_size, len(self.database))
-        others = torch.randperm(len(self.database)).tolist()
-        near: list[int] = []
-        if self.candidates == "nearest" and self.replaced < 1:
-            ranked = self._nearest(batch, queries, size).T.flatten().tolist()  # rank by rank
-            kept = size - round(self.replaced * size)
-            near = [place for place in dict.fromkeys(ranked) if place >= 0][:kept]
-        pool = list(dict.fromkeys([*near, *others]))[:size]
-        return torch.tensor(pool, device=queries.device)
+        return places, self.retriever.instances(self._texts(distinct))[inverse]
 
     def _nearest(self, batch: RagBatch, queries: Tensor, size: int) -> Tensor:
-        """Return the places (B, size) of the nearest by the index, best first.
+        """Return the places (B, size) of the nearest by the index that a query may have."""
+        scores = self._scores(queries, self._fresh_index())  # (B, M)
+        forbidden = listed(self.database.expand(len(queries), -1), self._excluded(batch))
+        return best_columns(scores.masked_fill(forbidden, -torch.inf), size)
 
-        What a query may not have is left out; if too few remain, -1 pads.
-        """
-        scores = -self.distance(queries, self.index)  # (B, M)
-        forbidden = self._excluded(batch, self.database.expand(len(queries), -1))
-        scores = scores.masked_fill(forbidden, -torch.inf)
-        best, places = scores.topk(min(size, scores.shape[1]))
-        return places.masked_fill(best == -torch.inf, -1)
+    def _scores(self, queries: Tensor, vectors: Tensor) -> Tensor:
+        """Return minus the distance (B, N), in full precision: 1 / t magnifies its errors."""
+        with torch.autocast(queries.device.type, enabled=False):
+            return -self.distance(queries.float(), vectors.float())
 
-    def _excluded(self, batch: RagBatch, rows: Tensor) -> Tensor:
-        """Say which of the store's rows (B, N) a query must not have: (B, N)."""
-        excluded = torch.zeros_like(rows, dtype=torch.bool)
-        for number, own in enumerate(batch.excluded_rows if self.exclude_self else ()):
-            if len(own):
-                excluded[number] = torch.isin(rows[number], own.to(rows.device))
-        return excluded
+    def _excluded(self, batch: RagBatch) -> list[Tensor]:
+        """Return the store's rows that each query must not have."""
+        if self.exclude_self:
+            return batch.excluded_rows
+        return [rows[:0] for rows in batch.excluded_rows]
 
-    def _choose(self, batch: RagBatch, scores: Tensor, k: int) -> Tensor:
-        """Return the columns (B, K) of the nearest, or of random candidates, best first."""
-        order = scores
-        if self.selection == "random":
-            # An evaluation draws by its queries alone, whatever was drawn before.
-            seed = self.data.seed * 1_000_003 + int(batch.rows[0])
-            seed = int(torch.randint(2**40, ())) if self.training else seed
-            noise = torch.rand(scores.shape, generator=torch.Generator().manual_seed(seed))
-            drawn = noise.to(scores).masked_fill(scores == -torch.inf, -1.0).topk(k).indices
-            order = torch.full_like(scores, -torch.inf).scatter(1, drawn, scores.gather(1, drawn))
-        best, positions = order.topk(k)
-        return positions.masked_fill(best == -torch.inf, -1)
+    def _fresh_index(self) -> Tensor:
+        if not self.index[0].any():
+            raise RuntimeError("Etrag: refresh_index() must come before the index is read")
+        return self.index
 
-
-class Projection(nn.Module):
-    """The map from the retriever's space to the generator's, and the temperature.
-
-    Args:
-        width: D of the retriever.
-        hidden_size: D of the generator's input embeddings.
-        temperature: t, to begin with.
-        learned: whether t learns, as its logarithm.
-    """
-
-    def __init__(self, width: int, hidden_size: int, temperature: float, learned: bool) -> None:
-        super().__init__()
-        self.linear = nn.Linear(width, hidden_size)
-        # There in either case, so that the same learning rates serve both.
-        self.log_temperature = nn.Parameter(
-            torch.tensor(math.log(temperature)), requires_grad=learned
-        )
-
-    @property
-    def temperature(self) -> Tensor:
-        """t, ()."""
-        return self.log_temperature.exp()
-
-    def forward(self, vectors: Tensor) -> Tensor:
-        """Map vectors (..., D) to the generator's (..., D)."""
-        mapped: Tensor = self.linear(vectors)
-        return mapped
-
-
-def _gather(vectors: Tensor, positions: Tensor) -> Tensor:
-    """Return the vectors (B, K, V, D) at the columns `positions` (B, K); zeros at -1."""
-    shared = vectors.ndim == 3
-    places = positions.clamp(min=0)
-    rows = torch.arange(len(positions), device=positions.device)[:, None]
-    chosen = vectors[places] if shared else vectors[rows, places]
-    return chosen * (positions >= 0)[:, :, None, None]
+    def _texts(self, places: Iterable[int] | Tensor) -> list[Rendered]:
+        """Return the instances at places of the database, as the retriever reads them."""
+        rows = self.database[torch.as_tensor(list(places))].tolist()
+        return [self.render(self.data.store[row]) for row in rows]

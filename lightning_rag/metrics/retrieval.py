@@ -201,6 +201,12 @@ def _of(predictions: Predictions, batch: RagBatch) -> Tensor:
     return predictions.ranking.to(batch.relevance.device)
 
 
+def _relevant_count(batch: RagBatch) -> Tensor:
+    """Return how many relevant passages the whole store has for each query, (B,)."""
+    counts = [len(rows) for rows in batch.relevant_rows]
+    return torch.tensor(counts, device=batch.relevance.device)
+
+
 class Recall(QueryMean):
     """Mean recall of the first k candidates: "recall@k".
 
@@ -217,7 +223,7 @@ class Recall(QueryMean):
         return recall_at_k(
             _of(predictions, batch),
             batch.relevance,
-            batch.relevant_count,
+            _relevant_count(batch),
             self.k,
             candidate_ids=batch.candidate_ids,
         )
@@ -287,7 +293,7 @@ class NDCG(QueryMean):
         return ndcg_at_k(
             _of(predictions, batch),
             batch.relevance,
-            batch.relevant_count,
+            _relevant_count(batch),
             self.k,
             candidate_ids=batch.candidate_ids,
         )

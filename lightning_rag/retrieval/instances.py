@@ -1,8 +1,9 @@
-"""One encoder for queries and labelled instances, which are vectors of their spans."""
+"""Queries and labelled instances as vectors of their spans, and their way into a generator."""
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -120,3 +121,32 @@ class InstanceRetriever(nn.Module):
         """
         vectors = self.encoder.encode(texts, batch_size, self.slots)
         return vectors if self.slots else vectors[:, None]
+
+
+class Projection(nn.Module):
+    """The map from the retriever's space to the generator's, and the temperature.
+
+    Args:
+        width: D of the retriever.
+        hidden_size: D of the generator's input embeddings.
+        temperature: t, to begin with.
+        learned: whether t learns, as its logarithm.
+    """
+
+    def __init__(self, width: int, hidden_size: int, temperature: float, learned: bool) -> None:
+        super().__init__()
+        self.linear = nn.Linear(width, hidden_size)
+        # There in either case, so that the same learning rates serve both.
+        self.log_temperature = nn.Parameter(
+            torch.tensor(math.log(temperature)), requires_grad=learned
+        )
+
+    @property
+    def temperature(self) -> Tensor:
+        """t, ()."""
+        return self.log_temperature.exp()
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        """Map vectors (..., D) to the generator's (..., D)."""
+        mapped: Tensor = self.linear(vectors.to(self.linear.weight.dtype))
+        return mapped

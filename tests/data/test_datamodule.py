@@ -68,7 +68,9 @@ def test_relevance_is_what_the_task_says(tmp_path: Path) -> None:
                     if data.task.relevant(instance, passage)
                     and not (split == "train" and passage.text == instance.text)
                 ]
-                assert batch.relevant_count[number] == len(helpful)
+                assert batch.relevant_rows[number].tolist() == helpful
+                own = [r for r, p in enumerate(data.store) if p.text == instance.text]
+                assert batch.excluded_rows[number].tolist() == (own if split == "train" else [])
                 expected = np.isin(batch.candidate_ids[number], helpful).astype(np.float32)
                 assert batch.relevance[number].tolist() == expected.tolist()
 
@@ -147,7 +149,7 @@ def test_passages_of_a_corpus(tmp_path: Path) -> None:
     data = module(tmp_path, reader=SyntheticQuestions(), task=QuestionAnswering())
     assert len(data.store) == len(data.splits.passages)
     batch = next(iter(data.val_dataloader()))
-    assert (batch.relevant_count > 0).all()
+    assert all(len(rows) > 0 for rows in batch.relevant_rows)
     assert set(data.corpus()) >= {data.task.key(data.store[0]).text}
 
 

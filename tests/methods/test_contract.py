@@ -1,4 +1,4 @@
-"""What every method must do: run over each file of configs/method, and over a test method."""
+"""What every method must do: run over each file of configs/method, and over two harder ones."""
 
 from __future__ import annotations
 
@@ -19,7 +19,11 @@ from lightning_rag.types import RagBatch
 
 HERE = Path(__file__).resolve().parent
 CONFIGS = HERE.parents[1] / "configs"
-METHODS = [*sorted((CONFIGS / "method").glob("*.yaml")), HERE / "two_phases.yaml"]
+METHODS = [
+    *sorted((CONFIGS / "method").glob("*.yaml")),
+    HERE / "etrag_stale.yaml",
+    HERE / "two_phases.yaml",
+]
 SMALL = (
     "--data.reader.init_args.train=40",
     "--data.reader.init_args.validation=16",

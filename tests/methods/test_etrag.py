@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,9 @@ from lightning_rag import cli
 from lightning_rag.backbones.config import EncoderConfig, GeneratorConfig, TinyConfig
 from lightning_rag.data.candidates import BM25
 from lightning_rag.data.datamodule import RagDataModule
+from lightning_rag.data.readers.base import Reader
 from lightning_rag.data.readers.synthetic import SyntheticQuestions, SyntheticRelations
+from lightning_rag.data.splits import Splits
 from lightning_rag.errors import UserError
 from lightning_rag.functional.soft_knn import span_cosine_distance
 from lightning_rag.methods.etrag import Etrag
@@ -23,7 +26,7 @@ from lightning_rag.methods.no_retrieval import NoRetrieval
 from lightning_rag.tasks.base import Task
 from lightning_rag.tasks.question_answering import QuestionAnswering
 from lightning_rag.tasks.relation_extraction import RelationExtraction
-from lightning_rag.types import RagBatch, Retrieved
+from lightning_rag.types import Passage, RagBatch, Rendered, Retrieved, Span
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 SMALL = Path(__file__).resolve().parents[1] / "small.yaml"
@@ -35,12 +38,10 @@ def relations(tmp_path: Path) -> RagDataModule:
     return data_of(RelationExtraction(scorer="accuracy", negative_label=None), tmp_path)
 
 
-def data_of(task: Task, folder: Path) -> RagDataModule:
+def data_of(task: Task, folder: Path, reader: Reader | None = None) -> RagDataModule:
     """Forty training queries; 72 of all splits with four demonstrations each, or a QA corpus."""
-    questions = isinstance(task, QuestionAnswering)
-    reader = SyntheticQuestions if questions else SyntheticRelations
     data = RagDataModule(
-        reader(train=40, validation=16, test=16),
+        reader or SyntheticRelations(train=40, validation=16, test=16),
         task,
         BM25(),
         num_candidates=8,
@@ -163,8 +164,9 @@ def test_the_gradient_reaches_the_retriever_through_the_weights(relations: RagDa
     """With the generator frozen; with hard neighbours there is none through the weights."""
     batch = batch_of(relations)
     for selection, expected in (("soft", True), ("hard", False)):
-        method = attached(relations, k=2, selection=selection, learned_temperature=True)
+        method = attached(relations, k=2, selection=selection)
         method.generator.requires_grad_(False)
+        method.projection.log_temperature.requires_grad_(True)  # acts on the weights alone
         method.loss(batch).total.backward()
         assert method.projection.linear.weight.grad.abs().sum() > 0
         assert sum(p.grad.abs().sum() for p in method.retriever.parameters() if p.grad is not None)
@@ -173,12 +175,12 @@ def test_the_gradient_reaches_the_retriever_through_the_weights(relations: RagDa
 
 
 def test_random_neighbours_are_repeatable_and_in_order(relations: RagDataModule) -> None:
+    """In evaluation a query's draw does not depend on the batch that it is in."""
     method = attached(relations, k=3, selection="random").eval()
     batch = relations.queries("validation").batch(range(4))
-    (first, prompt), _ = retrieved(method, batch), torch.rand(5)
-    second, again = retrieved(method, batch)
-    assert torch.equal(first.positions, second.positions)
-    assert torch.equal(prompt, again)
+    (first, _), _ = retrieved(method, batch), torch.rand(5)
+    second, _ = retrieved(method, relations.queries("validation").batch([2, 3]))
+    assert torch.equal(first.positions[2:], second.positions)
     scores = first.scores.gather(1, first.positions)
     assert (scores.diff(dim=1) <= 0).all()
     assert not torch.equal(first.positions, first.scores.topk(3).indices)
@@ -263,25 +265,70 @@ def test_evaluation_searches_the_database(relations: RagDataModule) -> None:
     assert torch.equal(given.candidate_ids, batch.candidate_ids)
 
 
-def test_a_query_has_no_weight_on_itself(tmp_path: Path) -> None:
-    """Training queries that stand in the database themselves, as in every real data set."""
-    data = data_of(RelationExtraction(scorer="accuracy", negative_label=None), tmp_path)
-    own = data.store[7]
-    assert own.instance is not None
-    query = data.queries("train").batch([0])
-    query.instances, query.excluded_rows = [own.instance], [torch.tensor([7])]
-    for candidates in ("random", "nearest"):
-        weights = {}
-        for exclude in (True, False):
-            method = attached(data, k=2, candidates=candidates, pool_size=288, exclude_self=exclude)
-            found, _ = retrieved(method, query)
-            assert found.weights is not None
-            column = found.candidate_ids[0] == 7
-            weights[exclude] = float(found.weights[0, :, column].detach().sum())
-            chosen = found.candidate_ids[0][found.positions[0]].tolist()
-            assert not (exclude and 7 in chosen)
-        assert weights[True] == 0.0
-        assert weights[False] > 0.0
+class InItsOwnStore(SyntheticRelations):
+    """The training queries are the demonstrations, as in every real data set."""
+
+    def read(self, root: Path | None, seed: int) -> Splits:
+        return replace(super().read(root, seed), passages=())
+
+
+@pytest.mark.parametrize("candidates", ["random", "nearest"])
+@pytest.mark.parametrize("exclude", [True, False])
+def test_a_query_has_no_weight_on_itself(candidates: str, exclude: bool, tmp_path: Path) -> None:
+    """Nor does anything of its own instance, the gold label say, reach its prompt."""
+    reader = InItsOwnStore(train=40, validation=16, test=16)
+    data = data_of(RelationExtraction(scorer="accuracy", negative_label=None), tmp_path, reader)
+    batch = batch_of(data)
+    method = attached(
+        data, k=2, candidates=candidates, pool_size=40, exclude_self=exclude, temperature=0.2
+    )
+    torch.manual_seed(0)
+    found, prompt = retrieved(method, batch)
+    assert found.weights is not None
+    own = found.candidate_ids == batch.rows[:, None]  # a query's row is its instance's
+    assert own.any(dim=1).all()
+    weight = found.weights.detach().transpose(1, 2)[own]  # (B, K)
+    assert (weight == 0).all() if exclude else (weight > 0).all()
+
+    label, other = batch.instances[0].answers[0], data.splits.labels
+    changed = next(name for name in other if name != label)
+    as_it_is = method.render
+
+    def relabelled(passage: Passage) -> Rendered:
+        text = as_it_is(passage)
+        if passage.id != batch.instances[0].id:
+            return text
+        start, _ = text.spans["label"]
+        return Rendered(text.text[:start] + changed, {**text.spans, "label": (start, start + 5)})
+
+    method.render = relabelled  # type: ignore[method-assign]
+    torch.manual_seed(0)
+    _, again = retrieved(method, batch)
+    assert torch.allclose(again[0], prompt[0]) == exclude
+
+
+def test_a_query_without_candidates_has_an_empty_prompt(relations: RagDataModule) -> None:
+    """Zeros for weights and neighbours, a finite loss, and no choice."""
+    method = attached(relations, k=2, candidates="first_stage")
+    batch = batch_of(relations)
+    batch.candidate_ids[0] = -1
+    found, prompt = retrieved(method, batch)
+    assert found.weights is not None
+    assert (found.weights[0] == 0).all()
+    assert found.positions[0].tolist() == [-1, -1]
+    bias = method.projection.linear.bias
+    torch.testing.assert_close(prompt[0, 3:], bias.expand(6, -1))
+    loss = method.loss(batch).total
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert all(torch.isfinite(p.grad).all() for p in method.parameters() if p.grad is not None)
+
+
+def test_the_database_is_the_same_whatever_the_models_are(relations: RagDataModule) -> None:
+    one = attached(relations, k=2, database_size=50)
+    other = attached(relations, k=2, database_size=50, query_label="learned")
+    assert torch.equal(one.database, other.database)
+    assert not {"database", "index"} & one.state_dict().keys()
 
 
 def test_the_index_must_be_made_first(relations: RagDataModule) -> None:
@@ -321,7 +368,8 @@ def test_the_temperature_learns_if_asked(relations: RagDataModule) -> None:
 
 
 def test_question_answering_has_one_vector_a_passage(tmp_path: Path) -> None:
-    data = data_of(QuestionAnswering(), tmp_path)
+    reader = SyntheticQuestions(train=40, validation=16, test=16)
+    data = data_of(QuestionAnswering(), tmp_path, reader)
     method = attached(data, k=2, candidates="first_stage")
     batch = batch_of(data)
     _, prompt = retrieved(method, batch)
@@ -345,7 +393,8 @@ def command(tmp_path: Path, *extra: str, data: str = "synthetic_relations") -> l
     configs = [part for file in files for part in ("--config", str(file))]
     sizes = [f"--data.reader.init_args.{split}=16" for split in ("train", "validation", "test")]
     here = [f"--runs={tmp_path / 'runs'}", f"--data.cache_dir={tmp_path / 'cache'}"]
-    return ["fit", *configs, *sizes, *here, "--model.k=2", *extra]
+    random = ("--model.k=2", "--model.candidates=random", "--model.pool_size=8")
+    return ["fit", *configs, *sizes, *here, *random, *extra]
 
 
 SWITCHES = (
@@ -362,22 +411,59 @@ SWITCHES = (
     "--model.temperature=1",
     "--model.variant=n3",
     "--model.query_label=learned",
-    "--model.candidates=random",
     "--model.candidates=nearest",
+    "--model.candidates=first_stage",
+    "--model.pool_size=4",
+    "--model.evaluation_pool=4",
+    "--model.database_size=40",
     "--model.retriever_first_steps=1",
     "--model.monitor=loss",
-    "--model.decoding=free",
-    "--generator.architecture=decoder-only",
     "--generator.lora.rank=2",
+    "--generator.architecture=decoder-only",
 )
+# What changes nothing of the loss of a first batch: it is about later steps, or about evaluation.
+LATER = ("train_retriever", "learned_temperature", "evaluation_pool", "first_steps", "monitor")
 
 
 @pytest.mark.parametrize("switch", SWITCHES)
 def test_every_switch_is_one_argument(
     switch: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Each runs, and each but those of later steps changes the loss of the first batch."""
     monkeypatch.setattr(sys, "argv", ["lightning_rag"])
-    assert cli.main([*command(tmp_path, switch), "--trainer.fast_dev_run=2"]) == 0
+    losses = []
+    for extra in ((), (switch,)):
+        built: list[Any] = []
+        monkeypatch.setattr(
+            cli.RagCLI, "after_fit", lambda self, built=built: built.append(self.trainer)
+        )
+        assert cli.main([*command(tmp_path, *extra), "--trainer.fast_dev_run=1"]) == 0
+        losses.append(float(built[0].callback_metrics["train/loss"]))
+    same = losses[0] == losses[1]
+    assert same == any(name in switch for name in LATER)
+
+
+def test_a_frozen_retriever_stays_as_it_is(relations: RagDataModule) -> None:
+    """And no phase trains it, but all train what is new."""
+    trained = [phase.trains for phase in attached(relations, retriever_first_steps=2).schedule]
+    new = ("retriever", "projection")
+    assert trained == [new, (*new, "generator")]
+    method = attached(relations, retriever_first_steps=2, train_retriever=False)
+    assert [phase.trains for phase in method.schedule] == [
+        ("projection",),
+        ("projection", "generator"),
+    ]
+
+
+def test_the_two_relaxations_differ_from_the_second_neighbour_on(relations: RagDataModule) -> None:
+    batch = relations.queries("validation").batch(range(4))
+    weights = {}
+    for variant in ("etrag", "n3"):
+        found, _ = retrieved(attached(relations, k=3, variant=variant).eval(), batch)
+        assert found.weights is not None
+        weights[variant] = found.weights
+    torch.testing.assert_close(weights["etrag"][:, 0], weights["n3"][:, 0])
+    assert (weights["etrag"] - weights["n3"])[:, 1].abs().max() > 0.01
 
 
 @pytest.mark.parametrize("data", ["synthetic_relations", "synthetic_questions"])
@@ -417,8 +503,13 @@ def test_a_run_from_the_command_line(
         ({"k": 5, "database_size": 3}, "model.database_size is 3; legal with k = 5: 5 or more"),
         ({"replaced": 1.5}, "model.replaced is 1.5; legal: 0 to 1"),
         ({"retriever_first_steps": -1}, "model.retriever_first_steps is -1"),
-        ({"refresh_every": -1}, "model.refresh_every is -1"),
-        ({"candidates": "first_stage", "database_size": 9}, "database_size and evaluation_pool"),
+        ({"refresh_every": 0}, "model.refresh_every is 0; legal with k = 5: 1 or more"),
+        ({"candidates": "first_stage", "database_size": 9}, "database_size: null"),
+        ({"candidates": "first_stage", "evaluation_pool": 9}, "evaluation_pool: null"),
+        ({"candidates": "first_stage", "exclude_self": False}, "exclude_self: true"),
+        ({"replaced": 0.5}, "replaced needs candidates: nearest"),
+        ({"learned_temperature": True, "selection": "hard"}, "needs selection: soft"),
+        ({"query_label": "learned", "train_retriever": False}, "needs train_retriever: true"),
     ],
 )
 def test_values_that_are_not_legal(arguments: dict[str, Any], message: str) -> None:
@@ -441,8 +532,43 @@ def test_more_neighbours_than_a_query_may_have(relations: RagDataModule, monkeyp
 def test_spans_that_do_not_fit_fail_before_training(relations: RagDataModule) -> None:
     encoder = EncoderConfig(tiny=TINY, max_length=8)
     method = Etrag(GeneratorConfig(tiny=TINY), encoder, k=2)
-    with pytest.raises(UserError, match=r"mentions and labels of a text need \d+ tokens"):
+    with pytest.raises(UserError, match=r"max_length is 8, .* labels of a text need \d+ tokens"):
         method.attach(relations)
+
+
+def test_a_test_query_that_does_not_fit_fails_before_training(relations: RagDataModule) -> None:
+    longest = relations.splits.test[0]
+    text = "A" + "x y " * 100
+    query = replace(longest, text=text, head=Span(0, len(text) - 1))
+    relations._splits = replace(relations.splits, test=(query,))
+    method = Etrag(GeneratorConfig(tiny=TINY), EncoderConfig(tiny=TINY), k=2)
+    with pytest.raises(UserError, match=r"encoder.max_length is 128, .* need \d+ tokens"):
+        method.attach(relations)
+
+
+def test_more_neighbours_than_the_first_stage_offers(relations: RagDataModule) -> None:
+    """That is no matter where the first stage's candidates are not read."""
+    assert attached(relations, k=10).k == 10
+    with pytest.raises(UserError, match=r"model.k is 10, but data.num_candidates is 8"):
+        attached(relations, k=10, candidates="first_stage")
+
+
+def test_the_encoder_computes_in_mixed_precision_and_distances_do_not(
+    relations: RagDataModule,
+) -> None:
+    method = attached(relations, k=2)
+    seen = set()
+    hook = method.retriever.encoder.model.register_forward_hook(
+        lambda module, args, output: seen.add(output.last_hidden_state.dtype)
+    )
+    with torch.autocast("cpu", dtype=torch.bfloat16), hook:
+        queries = method.retriever.encoder.model.dtype
+        found, _ = retrieved(method, batch_of(relations))
+    assert queries == torch.float32
+    assert found.scores.dtype == torch.float32
+    assert found.weights is not None
+    assert found.weights.dtype == torch.float32
+    torch.testing.assert_close(found.weights.sum(dim=-1), torch.ones(6, 2))
 
 
 def test_a_soft_prompt_that_does_not_fit(relations: RagDataModule) -> None:

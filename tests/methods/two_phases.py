@@ -35,8 +35,8 @@ class TwoPhases(Method):
     def build(self) -> None:
         super().build()
         self.retriever = build_encoder(self.encoder_config, self.data.corpus())
-        self.index: Tensor
-        self.register_buffer("index", torch.zeros(len(self.data.store), self.retriever.dimension))
+        empty = torch.zeros(len(self.data.store), self.retriever.dimension)
+        self.register_buffer("index", empty, persistent=False)
 
     def refresh_index(self) -> None:
         keys = [self.data.task.key(passage) for passage in self.data.store]

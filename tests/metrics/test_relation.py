@@ -42,7 +42,8 @@ def batches(predictions, targets, size=7):
             candidate_ids=empty.long(),
             candidate_scores=empty,
             relevance=empty,
-            relevant_count=torch.zeros(len(gold), dtype=torch.long),
+            relevant_rows=[torch.tensor([])] * len(gold),
+            excluded_rows=[torch.tensor([])] * len(gold),
         )
         yield Predictions(texts=list(predictions[start : start + size]), ranking=empty), batch
 

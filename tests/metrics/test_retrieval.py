@@ -72,7 +72,8 @@ def batch_of(scores, relevance, count, ids):
         candidate_ids=ids,
         candidate_scores=scores,
         relevance=relevance,
-        relevant_count=count,
+        relevant_rows=[torch.arange(int(number)) for number in count],
+        excluded_rows=[torch.tensor([])] * len(ids),
     )
     return Predictions([""] * len(ids), scores), batch
 

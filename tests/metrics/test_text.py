@@ -102,7 +102,8 @@ def update_of(cases):
         candidate_ids=empty.long(),
         candidate_scores=empty,
         relevance=empty,
-        relevant_count=torch.zeros(len(cases), dtype=torch.long),
+        relevant_rows=[torch.tensor([])] * len(cases),
+        excluded_rows=[torch.tensor([])] * len(cases),
     )
     return Predictions([case["inputs"]["prediction"] for case in cases], empty), batch
 

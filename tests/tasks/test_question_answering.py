@@ -114,7 +114,8 @@ def test_metrics(task):
         candidate_ids=torch.arange(3).repeat(2, 1),
         candidate_scores=torch.zeros(2, 3),
         relevance=torch.tensor([[1.0, 0, 0], [0, 1.0, 0]]),
-        relevant_count=torch.tensor([1, 1]),
+        relevant_rows=[torch.tensor([0]), torch.tensor([1])],
+        excluded_rows=[torch.tensor([]), torch.tensor([])],
     )
     metrics = task.metrics((1, 2))
     metrics.update(Predictions(["zola", "York"], torch.tensor([[3.0, 2, 1]] * 2)), batch)
