@@ -1,4 +1,7 @@
-"""The command line: `python -m lightning_rag.cli {fit,validate,test,predict} --config …`."""
+"""The command line: `python -m lightning_rag.cli {fit,validate,test,predict} --config …`.
+
+Beside these, which are the Trainer's, there is `export CHECKPOINT --output FOLDER`.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import torch
-from jsonargparse import Namespace, set_parsing_settings
+from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
@@ -35,6 +38,7 @@ from lightning_rag.callbacks.predictions import PredictionWriter
 from lightning_rag.callbacks.run_files import RunFiles
 from lightning_rag.data.datamodule import RagDataModule
 from lightning_rag.errors import UserError
+from lightning_rag.export import export
 from lightning_rag.methods.base import Method
 from lightning_rag.methods.optimization import OptimizerConfig
 
@@ -214,22 +218,24 @@ def _check_folder(folder: Path, config: Namespace) -> None:
     )
 
 
-def _check_checkpoint(file: Path, *, resumes: bool) -> None:
+def _check_checkpoint(file: Path, *, resumes: bool, argument: str = "ckpt_path") -> None:
     """Check that a checkpoint exists, is whole, and can be read, before anything relies on it."""
     if not file.is_file():
-        raise UserError(f"ckpt_path: there is no checkpoint {file}")
+        raise UserError(f"{argument}: there is no checkpoint {file}")
     try:
         with zipfile.ZipFile(file) as archive:
             damaged = archive.testzip()
         content = torch.load(file, map_location="meta", weights_only=True)
     except Exception as error:  # zip, zlib, struct and torch have each their own for bad bytes
-        raise UserError(f"ckpt_path: {file} is no checkpoint, or damaged: {error}") from error
+        raise UserError(f"{argument}: {file} is no checkpoint, or damaged: {error}") from error
     if damaged is not None:
-        raise UserError(f"ckpt_path: {file} is damaged (at {damaged}); use an earlier checkpoint")
+        raise UserError(f"{argument}: {file} is damaged (at {damaged}); use an earlier checkpoint")
     if not isinstance(content, dict) or not {"state_dict", "phase_index"} <= content.keys():
-        raise UserError(f"ckpt_path: {file} is no checkpoint of a run; legal: last.ckpt, best.ckpt")
+        raise UserError(
+            f"{argument}: {file} is no checkpoint of a run; legal: last.ckpt, best.ckpt"
+        )
     if resumes and "optimizer_states" not in content:
-        raise UserError(f"ckpt_path: {file} holds weights only; legal to continue from: last.ckpt")
+        raise UserError(f"{argument}: {file} holds weights only; legal to continue from: last.ckpt")
 
 
 def _flat(config: Namespace) -> dict[str, str | int | float | bool]:
@@ -242,6 +248,51 @@ def _flat(config: Namespace) -> dict[str, str | int | float | bool]:
     return flat
 
 
+def _export(words: Sequence[str]) -> None:
+    """Run `export`: a run's models as folders that other tools load."""
+    parser = ArgumentParser(
+        prog="python -m lightning_rag.cli export",
+        description="Write the generator of a run, and its retriever if it has one, as folders "
+        "that transformers and peft load.",
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "checkpoint", type=str, help="RUN/checkpoints/best.ckpt, with RUN/config.yaml."
+    )
+    parser.add_argument("--output", type=str, required=True, help="A new or empty folder.")
+    parser.add_argument(
+        "--merge",
+        type=bool,
+        default=False,
+        help="Write whole weights with the LoRA adapters in them, not the adapters alone.",
+    )
+    config = parser.parse_args(list(words))
+    _check_checkpoint(Path(config.checkpoint), resumes=False, argument="checkpoint")
+    export(Path(config.checkpoint), Path(config.output), merge=config.merge)
+
+
+def _train(words: Sequence[str] | None) -> None:
+    """Run a subcommand of the Trainer; None takes the process's arguments."""
+    RagCLI(
+        Method,
+        RagDataModule,
+        subclass_mode_model=True,
+        auto_configure_optimizers=False,
+        seed_everything_default=0,
+        parser_class=Parser,
+        parser_kwargs={
+            "parser_mode": "omegaconf+",
+            # --trainer.max_epoch is a misspelt key, not a short one.
+            "allow_abbrev": False,
+            "epilog": "Beside these: export CHECKPOINT --output FOLDER, the models of a run for "
+            "other tools (export --help).",
+        },
+        save_config_callback=RunConfig,
+        save_config_kwargs={"overwrite": True},
+        args=list(words) if words is not None else None,
+    )
+
+
 def main(args: Sequence[str] | None = None) -> int:
     """Run the command line; a user's mistake is one line on stderr and exit code 1."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
@@ -252,20 +303,12 @@ def main(args: Sequence[str] | None = None) -> int:
     warnings.filterwarnings("ignore", message=".*does not have many workers")
     # An absolute ${…} follows a flag that overrides its target, in every subcommand.
     set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
+    words = sys.argv[1:] if args is None else args
     try:
-        RagCLI(
-            Method,
-            RagDataModule,
-            subclass_mode_model=True,
-            auto_configure_optimizers=False,
-            seed_everything_default=0,
-            parser_class=Parser,
-            # Not allow_abbrev: --trainer.max_epoch is a misspelt key, not a short one.
-            parser_kwargs={"parser_mode": "omegaconf+", "allow_abbrev": False},
-            save_config_callback=RunConfig,
-            save_config_kwargs={"overwrite": True},
-            args=list(args) if args is not None else None,
-        )
+        if list(words[:1]) == ["export"]:
+            _export(words[1:])
+        else:
+            _train(args)
     except Exception as error:
         mistake = _mistake(error)
         if mistake is None or os.environ.get(TRACEBACK):

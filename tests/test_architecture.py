@@ -34,9 +34,10 @@ ALLOWED: Mapping[str, set[str]] = {
     "callbacks": {"functional", "metrics", "methods", *LEAVES},
     "comparison": {"functional", *LEAVES},
     "sweep": {"cli", *LEAVES},
+    "export": {"backbones", *LEAVES},
     "cli": {
         *("functional", "metrics", "tasks", "data", "backbones", "retrieval", "methods"),
-        *("callbacks", "comparison", "sweep", *LEAVES),
+        *("callbacks", "comparison", "sweep", "export", *LEAVES),
     },
 }
 # Parts that do without third-party packages other than these.

@@ -2,7 +2,11 @@
 
 import copy
 import io
+import os
+import signal
+import subprocess
 import sys
+from pathlib import Path
 
 import jsonargparse
 import pytest
@@ -19,6 +23,8 @@ from lightning_rag.backbones.lora import merge_adapters
 from lightning_rag.backbones.tiny import tiny_encoder, train_tokenizer
 from lightning_rag.errors import UserError
 
+TESTS = Path(__file__).resolve().parents[1]
+CONFIGS = TESTS.parent / "configs"
 TINY = TinyConfig(vocab_size=300, hidden_size=64, heads=4)
 LORA = LoraConfig(rank=2, dropout=0.0)
 NF4 = QuantizationConfig("nf4")
@@ -384,3 +390,47 @@ class TestRefused:
         good = ["--generator.quantization.type=nf4", "--generator.quantization.compute=bfloat16"]
         made = parser.instantiate(parser.parse_args(good)).generator.quantization
         assert made == QuantizationConfig("nf4", True, "bfloat16")
+
+
+def test_killed_and_resumed_ends_with_the_same_weights(folders, tmp_path):
+    """By the command line: with SIGKILL between two checkpoints, after a validation."""
+    words = [
+        *("fit", "--config", "base", "--config", "data/synthetic_relations"),
+        *("--config", "backbone/tiny", "--config", "method/no_retrieval", "--config", "small"),
+        *("--data.reader.init_args.train=40", "--data.reader.init_args.validation=8"),
+        *("--data.reader.init_args.test=8", "--model.epochs=2", "--checkpoint_every=3"),
+        *(f"--generator.source={folders / 't5'}", "--generator.lora.rank=2"),
+        *("--generator.quantization.type=nf4", "--generator.gradient_checkpointing=true"),
+    ]
+    files = {"small": TESTS / "small.yaml"}
+    words = [
+        str(files.get(word, CONFIGS / f"{word}.yaml")) if before == "--config" else word
+        for before, word in zip(["", *words], words, strict=False)
+    ]
+
+    def start(name, *more):
+        path = os.pathsep.join([str(TESTS / "methods"), str(TESTS.parent)])
+        command = [*words, f"--runs={tmp_path / name}", *more]
+        return subprocess.run(
+            [sys.executable, "-m", "lightning_rag.cli", *command],
+            env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    kill = ("--trainer.callbacks+=interruption.KillAt", "--trainer.callbacks.init_args.step=8")
+    done = start("whole")
+    assert done.returncode == 0, done.stderr
+    killed = start("killed", *kill)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    resumed = start("killed", "--ckpt_path=last")
+    assert resumed.returncode == 0, resumed.stderr
+    for name in ("last.ckpt", "best.ckpt"):
+        states = []
+        for run in ("whole", "killed"):
+            (path,) = (tmp_path / run).rglob(name)
+            states.append(torch.load(path, weights_only=True)["state_dict"])
+        assert states[0].keys() == states[1].keys()
+        assert all("lora_" in key for key in states[0] if not key.endswith("_extra_state"))
+        assert all(torch.equal(weight, states[1][key]) for key, weight in states[0].items())
