@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -151,7 +152,7 @@ def test_adapters(train: Train, tmp_path: Path, kind: str) -> None:
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=torch.float32,
         )
-        settings = {"quantization_config": four, "device_map": {"": "cpu"}}
+        settings = {"quantization_config": four, "device_map": {"": "cpu"}, "dtype": "float32"}
     config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
     base = whole_class(kind).from_pretrained(config["base_model_name_or_path"], **settings)
     before = logits(base)
@@ -203,6 +204,29 @@ def test_an_empty_folder_will_do(train: Train, tmp_path: Path) -> None:
     one, other = (sorted(p.name for p in (tmp_path / n).rglob("*.*")) for n in ("a", "b/c"))
     assert one == other
     assert "model.safetensors" in one
+
+
+def test_the_readmes_commands(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the README's own configuration, with a model that is at hand."""
+    readme = (HERE.parent / "README.md").read_text(encoding="utf-8")
+    (block,) = [b for b in re.findall(r"```yaml\n(.*?)```", readme, re.DOTALL) if "lora:" in b]
+    (tmp_path / "adapted.yaml").write_text(block)
+    KINDS["readme"] = (
+        *("--config", str(tmp_path / "adapted.yaml"), "--generator.source={root}/llama"),
+        "--generator.passages=concatenate",
+    )
+    checkpoint, method = train("readme")
+    assert method.generator_config.quantization.type == "nf4"
+    lines = [line for line in readme.splitlines() if "cli export RUN" in line]
+    assert len(lines) == 2
+    monkeypatch.chdir(tmp_path)
+    for line in lines:
+        words = line.replace("RUN", str(checkpoint.parent.parent)).split()
+        assert cli.main(words[3:]) == 0
+    assert (tmp_path / "adapters" / "adapter_model.safetensors").exists()
+    assert (tmp_path / "merged" / "model.safetensors").exists()
 
 
 def test_help(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -93,7 +93,10 @@ def prepare_for_training(model: PreTrainedModel) -> None:
 def dequantize(model: PreTrainedModel) -> None:
     """Replace 4-bit weights, in place, by the values they stand for, in the model's `dtype`."""
     dtype = model.config.dtype
+    # transformers 4 deletes this, which the configuration of a part of a model does not have.
+    model.config._pre_quantization_dtype = dtype
     model.dequantize()  # type: ignore[no-untyped-call]
+    vars(model.config).pop("_pre_quantization_dtype", None)
     model.to(dtype)  # type: ignore[arg-type]
 
 
