@@ -81,9 +81,9 @@ class PhaseSchedule(Callback):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: RagBatch, batch_idx: int
     ) -> None:
-        """Go on to the next phase when the steps of one are done, within the epoch."""
+        """Go on within the epoch when the steps of a phase, or its patience, are used up."""
         method = as_method(pl_module)
-        if self._steps_done(method):
+        if self._steps_done(method) or self._tired(method):
             # Not when the last step ends: a validation after it still judges this phase.
             self._finish(trainer, method)
             self._begin(trainer, method)
@@ -108,6 +108,10 @@ class PhaseSchedule(Callback):
         taken = method.trainer.global_step - method.phase_start
         return self.begun and steps is not None and taken >= steps
 
+    def _tired(self, method: Method) -> bool:
+        patience = method.phase.patience
+        return self.begun and patience is not None and self.misses >= max(1, patience)
+
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep the weights if they are the best of the phase."""
         if trainer.sanity_checking or trainer.state.fn != "fit" or not self.begun:
@@ -128,6 +132,8 @@ class PhaseSchedule(Callback):
                 save_checkpoint(trainer, self._best_path(method), resumable=False)
         else:
             self.misses += 1
+        if self._tired(method) and method.phase_index == len(method.schedule) - 1:
+            trainer.should_stop = True
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """End a phase that is counted in epochs, or whose patience is used up."""
@@ -136,9 +142,8 @@ class PhaseSchedule(Callback):
         method = as_method(pl_module)
         phase = method.phase
         used = trainer.current_epoch + 1 - self.start_epoch
-        tired = phase.patience is not None and self.misses >= max(1, phase.patience)
         over = phase.epochs is not None and used >= phase.epochs
-        if tired or over or self._steps_done(method):
+        if over or self._tired(method) or self._steps_done(method):
             self._finish(trainer, method)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

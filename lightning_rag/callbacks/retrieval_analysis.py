@@ -236,12 +236,14 @@ def _evaluating(method: Method) -> Iterator[None]:
     modes = {module: module.training for module in method.modules()}
     method.eval()
     with torch.no_grad(), isolate_rng():
-        buffers = {name: buffer.clone() for name, buffer in method.named_buffers()}
-        yield
-        for name, buffer in method.named_buffers():
-            buffer.copy_(buffers[name])
-    for module, training in modes.items():
-        module.training = training
+        index = method.index.clone() if method.refresh_every is not None else None
+        try:
+            yield
+        finally:
+            if index is not None:
+                method.index.copy_(index)
+            for module, training in modes.items():
+                module.training = training
 
 
 def _available(given: Retrieved) -> Tensor:

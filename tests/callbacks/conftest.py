@@ -120,6 +120,7 @@ def fit(tmp_path: Path, data: RagDataModule) -> Fit:
         callbacks: Sequence[Callback] = (),
         max_epochs: int = -1,
         max_steps: int = -1,
+        validate_every: int | None = None,
     ) -> tuple[Scripted, Trainer]:
         method = Scripted(scores)
         method.listed = [phase(method) for phase in phases]
@@ -127,6 +128,7 @@ def fit(tmp_path: Path, data: RagDataModule) -> Fit:
             accelerator="cpu",
             max_epochs=max_epochs,
             max_steps=max_steps,
+            val_check_interval=validate_every,
             logger=False,
             enable_checkpointing=False,
             enable_progress_bar=False,

@@ -125,6 +125,20 @@ def test_patience_ends_one_phase_only(fit) -> None:
     assert names == ["one"] * 2 * STEPS + ["two"] * 2 * STEPS
 
 
+def test_patience_ends_a_phase_within_an_epoch(fit) -> None:
+    """Validated at every step: no better after the second, and so no further step after it."""
+    method, trainer = fit(
+        phase("one", "first", epochs=9, monitor="score", patience=1),
+        phase("two", "second", epochs=9, monitor="score", patience=1),
+        scores=[0.9, 0.8, 0.2, 0.1],
+        validate_every=1,
+    )
+    assert [name for name, _ in method.steps] == ["one"] * 2 + ["two"] * 2
+    assert same(method.weights(), method.validations[2])
+    assert method.phase_index == 2
+    assert trainer.should_stop
+
+
 def test_steps_end_within_an_epoch(fit) -> None:
     """A phase of epochs gets what is left of this one besides its own."""
     method, trainer = fit(
