@@ -123,10 +123,14 @@ def test_quickstart_then_test_and_predict(here: Path) -> None:
     assert cli.main(arguments(resume.replace("RUN", str(run)))) == 0
 
 
-def test_composed_on_semeval(here: Path, data_root: Path) -> None:
-    (command,) = commands("configs/backbone/minilm.yaml --config configs/method/rag4re.yaml")
+@pytest.mark.parametrize("method", ["rag4re", "etrag"])
+def test_composed_on_semeval(method: str, here: Path, data_root: Path) -> None:
+    """With the callback that the README names, and a tiny backbone in place of the real one."""
+    (command,) = commands(f"configs/backbone/minilm.yaml --config configs/method/{method}.yaml")
     words = [word.replace("minilm", "tiny") for word in arguments(command)]
+    words += re.findall(r"`(--trainer.callbacks\+=\S+)`", README)
     small = ("--data.validation_size=16", "--data.test_size=16", "--data.fraction=0.01")
     assert cli.main([*words, *SMALL, *small, f"--data.root={data_root}"]) == 0
     (metrics,) = (here / "runs").rglob("metrics.json")
     assert 0 <= json.loads(metrics.read_text())["test"]["f1"] <= 1
+    assert (metrics.parent / "retrieval.json").exists()
