@@ -1,8 +1,9 @@
 """ETRAG on SemEval-2010 Task 8 with 1, 5 and 10 % of the training data, against two baselines.
 
 `Etrag` beside `NoRetrieval` and `Rag4re` (dense, k = 3, labels shown) over the same instances,
-three seeds each; at 10 % and seed 0 also by number of neighbours and by temperature, on the
-validation split alone. Learning rates are those that validation chose for the baselines.
+three seeds each; at 1 % also with random neighbours, which shows what retrieval adds to a second
+encoder; at 10 % and seed 0 by number of neighbours and by temperature, on the validation split
+alone. Learning rates are those that validation chose for the baselines.
 
     python experiments/etrag_semeval2010.py --root DATA [--processes 2] [--parts main k]
 
@@ -34,6 +35,7 @@ METHODS = {
     "rag4re": ("--model.k=3", "--data.task.init_args.demonstration_text=mentions"),
     "etrag": ("--model.candidates=random", "--model.k=5", "--model.temperature=0.02"),
 }
+RANDOM = "--model.selection=random"  # neighbours, in training and in evaluation
 SWEEPS = {
     "k": {f"k={k}": (f"--model.k={k}",) for k in (0, 1, 3, 5, 10)},
     "temperature": {
@@ -46,11 +48,13 @@ SWEEPS = {
 ANALYSIS = "--trainer.callbacks+=lightning_rag.callbacks.retrieval_analysis.RetrievalAnalysis"
 
 
-def run(method: str, share: float, seed: int) -> Run:
+def run(method: str, share: float, seed: int, *, control: bool = False) -> Run:
     """Return a run; at a tenth, the baselines are those of the experiment before this one."""
     variant = "low-dense" if method != "etrag" and share == 0.1 else f"fraction={share}"
-    analysis = (ANALYSIS,) if method == "etrag" else ()
-    return Run(method, variant, seed, (*arguments(method, share, LENGTHS[share]), *analysis))
+    chosen = arguments(method, share, LENGTHS[share])
+    if control:
+        return Run(method, f"{variant}-random", seed, (*chosen, RANDOM))
+    return Run(method, variant, seed, (*chosen, *((ANALYSIS,) if method == "etrag" else ())))
 
 
 def arguments(method: str, share: float, length: tuple[int, int]) -> tuple[str, ...]:
@@ -71,7 +75,7 @@ def main() -> None:
     options.add_argument(
         "--parts",
         nargs="*",
-        help="of no_retrieval, rag4re, etrag (each @ and a share), k, temperature, report",
+        help="of no_retrieval@0.1 and the like, 'random neighbours@0.01', k, temperature, report",
     )
     chosen = options.parse_args()
     laboratory = Laboratory(
@@ -86,6 +90,7 @@ def main() -> None:
         for share in sorted(LENGTHS, reverse=True)
         for method in METHODS
     }
+    compared["random neighbours@0.01"] = [run("etrag", 0.01, s, control=True) for s in SEEDS]
     short = arguments("etrag", 0.1, SWEPT)
     sweeps = {
         name: [Run("etrag", f"5-epochs-{n}", 0, (*short, *c)) for n, c in variants.items()]
