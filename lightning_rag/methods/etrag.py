@@ -62,7 +62,7 @@ class Etrag(Method):
         selection: "soft" neighbours; "hard", the nearest instances as they are (the gradient then
             reaches the retriever through their vectors only); "random" instances.
         temperature: t; the paper's is 1. The lower, the fewer instances share a neighbour's weight.
-        learned_temperature: learn log t, from `temperature` on.
+        learned_temperature: learn log t, from `temperature` on; it acts on soft neighbours alone.
         variant: "etrag" divides by t in every round, as above; "n3" only once, as Plötz and Roth
             2018 do (`functional.soft_knn` tells the difference).
         distance: "cosine", or squared "l2", which grows with D and needs a temperature of its own.
@@ -133,10 +133,6 @@ class Etrag(Method):
             (given and (database_size, evaluation_pool) != (None, None), GIVEN),
             (given and not exclude_self, GIVEN),
             (replaced > 0 and candidates != "nearest", "replaced needs candidates: nearest"),
-            (
-                learned_temperature and selection != "soft",
-                "learned_temperature needs selection: soft",
-            ),
             (
                 query_label == "learned" and not train_retriever,
                 "a learned query_label needs train_retriever: true",
@@ -275,10 +271,10 @@ class Etrag(Method):
         retrieved = self.retrieve(batch, self.k)
         loss = self.generator_loss(batch, retrieved)
         if retrieved.weights is not None:
+            if self.learned_temperature:
+                loss.terms["temperature"] = self.projection.temperature.detach()
             entropy = torch.special.entr(retrieved.weights[:, 0].detach()).sum(dim=-1)  # (B,)
             loss.terms["perplexity"] = entropy.exp().mean()
-        if self.learned_temperature and self.k:
-            loss.terms["temperature"] = self.projection.temperature.detach()
         return loss
 
     def prompts(self, batch: RagBatch, retrieved: Retrieved) -> list[Prompt]:

@@ -463,7 +463,7 @@ def test_from_the_command_line(
         assert found["trained"] == found["untrained"]
         assert not soft
     else:
-        assert soft == ["perplexity_1", "perplexity_2", "perplexity_3"]
+        assert soft == ["perplexity_1", "perplexity_2"]
         assert all(1 <= trained[name] <= 4 for name in soft)
     summary = json.loads((path.parent / "summary.json").read_text())
     assert any("seconds/analysis" in book for book in summary["cost"].values())
