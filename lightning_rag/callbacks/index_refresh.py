@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -89,12 +91,20 @@ class IndexRefresh(Callback):
     def _refresh(self, method: Method) -> None:
         if method.refresh_every is None:
             return
-        modes = {module: module.training for module in method.modules()}
-        method.eval()
-        precision = method.trainer.precision_plugin.forward_context()
-        with torch.no_grad(), precision, booked(method, "refresh"):
+        with evaluating(method), booked(method, "refresh"):
             method.refresh_index()
-        for module, training in modes.items():
-            module.training = training
         method.refreshed_at = method.trainer.global_step
         log.info("index refreshed at step %d", method.refreshed_at)
+
+
+@contextmanager
+def evaluating(method: Method) -> Iterator[None]:
+    """Without gradient or dropout and in the run's precision inside; then modes are as before."""
+    modes = {module: module.training for module in method.modules()}
+    method.eval()
+    try:
+        with torch.no_grad(), method.trainer.precision_plugin.forward_context():
+            yield
+    finally:
+        for module, training in modes.items():
+            module.training = training

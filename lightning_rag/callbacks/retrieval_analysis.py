@@ -18,6 +18,7 @@ from torch import Tensor
 from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
 from lightning_rag.callbacks.cost_ledger import booked
+from lightning_rag.callbacks.index_refresh import evaluating
 from lightning_rag.errors import UserError
 from lightning_rag.files import Json, write_json
 from lightning_rag.methods.base import Method, as_method
@@ -164,17 +165,16 @@ class RetrievalAnalysis(Callback):
         found: Found = []
         candidates: list[Tensor] = []  # (B,) each
         spread: list[Tensor] = []  # (B', K) each
-        with booked(method, "analysis"), _evaluating(method):
+        with booked(method, "analysis"), _undisturbed(method):
             if method.refresh_every is not None:
                 method.refresh_index()
-            with trainer.precision_plugin.forward_context():
-                for batch in self._batches(trainer, method, name):
-                    given = method.retrieve(batch.to(method.device), method.k)
-                    rows = ranked_rows(given.candidate_ids, given.scores, max(self.ks))
-                    found += zip(batch.instances, rows, strict=True)
-                    candidates.append(_available(given))
-                    if given.weights is not None:
-                        spread.append(perplexity(given.weights.cpu()[candidates[-1] > 0]))
+            for batch in self._batches(trainer, method, name):
+                given = method.retrieve(batch.to(method.device), method.k)
+                rows = ranked_rows(given.candidate_ids, given.scores, max(self.ks))
+                found += zip(batch.instances, rows, strict=True)
+                candidates.append(_available(given))
+                if given.weights is not None:
+                    spread.append(perplexity(given.weights.cpu()[candidates[-1] > 0]))
             measured = self._measured(method, found, torch.cat(candidates))
         perplexities = torch.cat(spread) if spread else torch.empty(0, 0)  # (Q, K)
         if len(perplexities):
@@ -187,7 +187,7 @@ class RetrievalAnalysis(Callback):
         draw, size = random.Random(self.seed), len(method.data.store)
         found: Found = []
         candidates: list[int] = []
-        with booked(method, "analysis"), _evaluating(method):
+        with booked(method, "analysis"), isolate_rng():
             for batch in self._batches(trainer, method, "random"):
                 for query, gone in zip(batch.instances, batch.excluded_rows, strict=True):
                     found.append((query, random_rows(size, max(self.ks), gone.tolist(), draw)))
@@ -231,19 +231,15 @@ class RetrievalAnalysis(Callback):
 
 
 @contextmanager
-def _evaluating(method: Method) -> Iterator[None]:
+def _undisturbed(method: Method) -> Iterator[None]:
     """Evaluate inside; then modes, random generators and index are as before."""
-    modes = {module: module.training for module in method.modules()}
-    method.eval()
-    with torch.no_grad(), isolate_rng():
+    with evaluating(method), isolate_rng():
         index = method.index.clone() if method.refresh_every is not None else None
         try:
             yield
         finally:
             if index is not None:
                 method.index.copy_(index)
-            for module, training in modes.items():
-                module.training = training
 
 
 def _available(given: Retrieved) -> Tensor:
