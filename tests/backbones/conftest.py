@@ -28,6 +28,24 @@ def minilm():
 
 
 @pytest.fixture(scope="session")
+def save_models(corpus):
+    """Write tiny models as folders: a T5, a Llama, and an encoder for a warm start."""
+
+    def save(root, tiny):
+        torch.manual_seed(0)
+        for name, architecture in (("t5", "encoder-decoder"), ("llama", "decoder-only")):
+            config = GeneratorConfig(architecture=architecture, tiny=tiny)
+            generator = build_generator(config, corpus)
+            generator.model.save_pretrained(root / name)
+            generator.tokenizer.save_pretrained(root / name)
+        tokenizer = train_tokenizer(tiny, corpus)
+        tiny_encoder(tiny, tokenizer).save_pretrained(root / "warm")
+        tokenizer.save_pretrained(root / "warm")
+
+    return save
+
+
+@pytest.fixture(scope="session")
 def prompts():
     return [
         Prompt(

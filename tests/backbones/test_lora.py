@@ -10,7 +10,7 @@ import torch
 
 from lightning_rag.backbones.config import GeneratorConfig, LoraConfig, TinyConfig
 from lightning_rag.backbones.factory import build_generator
-from lightning_rag.backbones.tiny import tiny_encoder, train_tokenizer
+from lightning_rag.backbones.tiny import train_tokenizer
 from lightning_rag.errors import UserError
 
 TINY = TinyConfig(vocab_size=400, hidden_size=32, heads=2)
@@ -19,18 +19,13 @@ KINDS = ["t5", "llama", "warm"]
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory, corpus):
+def folders(tmp_path_factory, save_models, corpus):
     """Local folders with a model each, and one with another T5's weights."""
     root = tmp_path_factory.mktemp("models")
-    torch.manual_seed(0)
-    for name in ("t5", "other", "llama"):
-        architecture = "decoder-only" if name == "llama" else "encoder-decoder"
-        generator = build_generator(GeneratorConfig(architecture=architecture, tiny=TINY), corpus)
-        generator.model.save_pretrained(root / name)
-        generator.tokenizer.save_pretrained(root / name)
-    tokenizer = train_tokenizer(TINY, corpus)
-    tiny_encoder(TINY, tokenizer).save_pretrained(root / "warm")
-    tokenizer.save_pretrained(root / "warm")
+    save_models(root, TINY)
+    other = build_generator(GeneratorConfig(tiny=TINY), corpus)
+    other.model.save_pretrained(root / "other")
+    other.tokenizer.save_pretrained(root / "other")
     return root
 
 

@@ -20,7 +20,6 @@ from lightning_rag.backbones.config import (
 )
 from lightning_rag.backbones.factory import build_generator
 from lightning_rag.backbones.lora import merge_adapters
-from lightning_rag.backbones.tiny import tiny_encoder, train_tokenizer
 from lightning_rag.errors import UserError
 
 TESTS = Path(__file__).resolve().parents[1]
@@ -37,23 +36,16 @@ VALUES = (
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory, corpus):
+def folders(tmp_path_factory, save_models):
     """Local folders with a model each, and one with other weights in the linear layers alone."""
     root = tmp_path_factory.mktemp("models")
-    torch.manual_seed(0)
-    for name in ("t5", "llama"):
-        architecture = "decoder-only" if name == "llama" else "encoder-decoder"
-        generator = build_generator(GeneratorConfig(architecture=architecture, tiny=TINY), corpus)
-        generator.model.save_pretrained(root / name)
-        generator.tokenizer.save_pretrained(root / name)
-        if name == "llama":
-            with torch.no_grad():
-                generator.model.model.layers[0].mlp.up_proj.weight.mul_(-1)
-            generator.model.save_pretrained(root / "other")
-            generator.tokenizer.save_pretrained(root / "other")
-    tokenizer = train_tokenizer(TINY, corpus)
-    tiny_encoder(TINY, tokenizer).save_pretrained(root / "warm")
-    tokenizer.save_pretrained(root / "warm")
+    save_models(root, TINY)
+    config = GeneratorConfig(source=str(root / "llama"), architecture="decoder-only")
+    other = build_generator(config, ())
+    with torch.no_grad():
+        other.model.model.layers[0].mlp.up_proj.weight.mul_(-1)
+    other.model.save_pretrained(root / "other")
+    other.tokenizer.save_pretrained(root / "other")
     return root
 
 
