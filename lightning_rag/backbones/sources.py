@@ -116,6 +116,46 @@ def load_model(
     return model
 
 
+def load_cross_encoder(
+    source: str,
+    *,
+    trust_remote_code: bool,
+    dtype: Literal["float32", "bfloat16", "float16", "auto"],
+) -> PreTrainedModel:
+    """Load the weights of a source as a sequence classifier with one label.
+
+    What a checkpoint lacks, such as the head, is drawn from torch's global random generator.
+
+    Raises:
+        UserError: they cannot be had, or have a head with several labels.
+    """
+    from transformers import AutoModelForSequenceClassification
+
+    try:
+        with _no_progress_bar():
+            model, report = AutoModelForSequenceClassification.from_pretrained(
+                resolve(source),
+                num_labels=1,
+                use_safetensors=True,
+                trust_remote_code=trust_remote_code,
+                dtype=dtype,
+                # Weights of other shapes are reported instead: they get a message of ours below.
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+            )
+    except (OSError, ValueError) as error:
+        raise UserError(_unavailable("cross-encoder", source, error)) from error
+    # transformers 4 reports names, 5 names with the two shapes.
+    others = sorted(key if isinstance(key, str) else key[0] for key in report["mismatched_keys"])
+    if others:
+        raise UserError(
+            f"source: {source!r} has a head with several labels ({', '.join(others)}), and a "
+            "cross-encoder has one; legal: a checkpoint with one label, or without a head"
+        )
+    loaded: PreTrainedModel = model
+    return loaded
+
+
 @contextmanager
 def _no_progress_bar() -> Iterator[None]:
     """Read a checkpoint without a progress bar: it would break up the trainer's."""

@@ -12,7 +12,7 @@ from lightning_rag.backbones.config import TinyConfig
 from lightning_rag.errors import UserError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+    from transformers import BertConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 PAD, UNKNOWN, CLS, SEP, BOS, EOS = "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[BOS]", "[EOS]"
 SPECIALS = [PAD, UNKNOWN, CLS, SEP, BOS, EOS]
@@ -79,22 +79,35 @@ def wrap_tokenizer(serialized: str) -> PreTrainedTokenizerFast:
 
 def tiny_encoder(config: TinyConfig, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
     """Return a BERT encoder with random weights."""
-    from transformers import BertConfig, BertModel
+    from transformers import BertModel
+
+    return BertModel(_bert_config(config, tokenizer), add_pooling_layer=False)
+
+
+def tiny_cross_encoder(config: TinyConfig, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
+    """Return a BERT with random weights and one logit over the pooled first token."""
+    from transformers import BertForSequenceClassification
+
+    settings = _bert_config(config, tokenizer)
+    settings.num_labels = 1
+    return BertForSequenceClassification(settings)
+
+
+def _bert_config(config: TinyConfig, tokenizer: PreTrainedTokenizerFast) -> BertConfig:
+    """Return the shape of a tiny BERT."""
+    from transformers import BertConfig
 
     _check(config)
-    return BertModel(
-        BertConfig(
-            vocab_size=config.vocab_size,
-            hidden_size=config.hidden_size,
-            num_hidden_layers=config.layers,
-            num_attention_heads=config.heads,
-            intermediate_size=4 * config.hidden_size,
-            hidden_dropout_prob=config.dropout,
-            attention_probs_dropout_prob=config.dropout,
-            max_position_embeddings=MAX_POSITIONS,
-            pad_token_id=tokenizer.pad_token_id,
-        ),
-        add_pooling_layer=False,
+    return BertConfig(
+        vocab_size=config.vocab_size,
+        hidden_size=config.hidden_size,
+        num_hidden_layers=config.layers,
+        num_attention_heads=config.heads,
+        intermediate_size=4 * config.hidden_size,
+        hidden_dropout_prob=config.dropout,
+        attention_probs_dropout_prob=config.dropout,
+        max_position_embeddings=MAX_POSITIONS,
+        pad_token_id=tokenizer.pad_token_id,
     )
 
 
