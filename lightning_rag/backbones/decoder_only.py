@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from lightning_rag.backbones.backbone import check_length
 from lightning_rag.backbones.config import GeneratorConfig
+from lightning_rag.backbones.continuation import Continuation
 from lightning_rag.backbones.generator import Generator
 from lightning_rag.backbones.inputs import Row, input_embeddings, place_soft_prompt, tokenize
-from lightning_rag.backbones.scoring import ScoringPlan, logits_at
+from lightning_rag.backbones.scoring import logits_at
 from lightning_rag.backbones.truncation import Fitted
 from lightning_rag.errors import UserError
 from lightning_rag.types import Prompt, Rendered
@@ -33,6 +33,36 @@ class EmbeddedPrompts:
     ids: Tensor  # (B, L) long; a soft prompt's places hold padding tokens
     embeddings: Tensor | None  # (B, L, D) if there is a soft prompt
     mask: Tensor  # (B, L) long
+
+
+class DecoderContinuation(Continuation):
+    """Prompts in a decoder's cache, and rows that go on from them.
+
+    Args:
+        generator: what reads the prompts.
+        batch: B prompts.
+    """
+
+    generator: DecoderOnlyGenerator
+
+    def __init__(self, generator: DecoderOnlyGenerator, batch: EmbeddedPrompts) -> None:
+        from transformers import DynamicCache
+
+        self.cache = DynamicCache()
+        self.mask = batch.mask
+        rows = torch.arange(len(batch.mask), device=batch.mask.device)
+        with logits_at(generator.model, rows, torch.full_like(rows, batch.mask.shape[1] - 1)):
+            logits = generator.logits(batch, batch.ids[:, :0], self.cache)
+        super().__init__(generator, logits)
+
+    def _read(self, tokens: Tensor) -> Tensor:
+        before = EmbeddedPrompts(tokens[:, :0], None, self.mask)
+        self.mask = torch.cat([self.mask, torch.ones_like(tokens)], dim=1)
+        return self.generator.logits(before, tokens, self.cache)
+
+    def _spread(self, prompts: Tensor) -> None:
+        self.mask = self.mask[prompts]
+        self.cache.batch_select_indices(prompts)
 
 
 class DecoderOnlyGenerator(Generator):
@@ -110,35 +140,13 @@ class DecoderOnlyGenerator(Generator):
         batch = self._embed(prompts, soft_prompt)
         length = batch.ids.shape[1]
         with logits_at(self.model, rows, steps + length - 1):
-            return self._logits(batch, self._ids([answer[:-1] for answer in answers]), None)
+            return self.logits(batch, self._padded([answer[:-1] for answer in answers]), None)
 
-    def _branch_logits(
-        self, prompts: Sequence[Prompt], plan: ScoringPlan, soft_prompt: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """Return the logits at the plan's root nodes and at its inner nodes.
+    def _read(self, prompts: Sequence[Prompt], soft_prompt: Tensor | None) -> DecoderContinuation:
+        """Read B prompts, keeping their keys and values."""
+        return DecoderContinuation(self, self._embed(prompts, soft_prompt))
 
-        The prompt is read once; its keys and values serve the prefixes of all allowed answers.
-        """
-        from transformers import DynamicCache
-
-        batch = self._embed(prompts, soft_prompt)
-        roots = torch.tensor(plan.root_prompts, dtype=torch.long, device=self.device)
-        cache = DynamicCache() if plan.row_tokens else None
-        nothing = batch.ids.new_zeros(len(prompts), 0)
-        with logits_at(self.model, roots, torch.full_like(roots, batch.ids.shape[1] - 1)):
-            root_logits = self._logits(batch, nothing, cache)
-        if cache is None:
-            return root_logits, root_logits.new_zeros(0, root_logits.shape[-1])
-        prompt_of_row = torch.tensor(plan.row_prompts, device=self.device)
-        cache.batch_select_indices(prompt_of_row)
-        mask = batch.mask[prompt_of_row]
-        read = EmbeddedPrompts(batch.ids.new_zeros(len(mask), 0), None, mask)
-        rows = torch.tensor(plan.inner_rows, device=self.device)
-        columns = torch.tensor(plan.inner_columns, device=self.device)
-        with logits_at(self.model, rows, columns):
-            return root_logits, self._logits(read, self._ids(plan.row_tokens), cache)
-
-    def _logits(self, batch: EmbeddedPrompts, answer: Tensor, cache: DynamicCache | None) -> Tensor:
+    def logits(self, batch: EmbeddedPrompts, answer: Tensor, cache: DynamicCache | None) -> Tensor:
         """Run the model over prompts and the tokens (B, T) that follow them."""
         mask = torch.cat([batch.mask, torch.ones_like(answer)], dim=1)
         ids = torch.cat([batch.ids, answer], dim=1)
@@ -205,9 +213,3 @@ class DecoderOnlyGenerator(Generator):
     def _tokens(self, text: str) -> list[int]:
         """Return the tokens of a text without special tokens around it."""
         return tokenize(self.tokenizer, [Rendered(text)])[0].ids if text else []
-
-    def _ids(self, rows: Sequence[Sequence[int]]) -> Tensor:
-        """Return rows of tokens padded on the right (B, T)."""
-        tensors = [torch.tensor(row, dtype=torch.long) for row in rows]
-        padded = pad_sequence(tensors, batch_first=True, padding_value=self.pad_id)
-        return padded.to(self.device)

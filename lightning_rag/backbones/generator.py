@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from lightning_rag.backbones.backbone import Backbone
 from lightning_rag.backbones.config import GeneratorConfig
+from lightning_rag.backbones.continuation import Continuation
 from lightning_rag.backbones.inputs import input_embeddings, tokenize
 from lightning_rag.backbones.scoring import ScoringPlan, plan_scoring
 from lightning_rag.backbones.trie import Trie, build_trie
-from lightning_rag.backbones.truncation import Fitted, fit
+from lightning_rag.backbones.truncation import Fitted, Piece, fit
 from lightning_rag.errors import UserError
 from lightning_rag.functional.likelihood import sequence_log_likelihood
 from lightning_rag.types import Prompt, Rendered
@@ -144,10 +146,101 @@ class Generator(Backbone, ABC):
             plan = plan_scoring(tries[start:stop])
             self.tokens += sum(map(len, plan.row_tokens))
             soft = None if soft_prompt is None else soft_prompt[start:stop]
-            with self._activations_kept():
-                logits = self._branch_logits(prompts[start:stop], plan, soft)
-            scores += plan.scores(*logits)
+            scores += self._shared_scores(prompts[start:stop], plan, soft)
         return scores
+
+    def score_plan(
+        self, prompts: Sequence[Prompt], plan: ScoringPlan, *, soft_prompt: Tensor | None = None
+    ) -> list[Tensor]:
+        """Log-probabilities of paths of decisions, such as lists of identifiers.
+
+        At each node the logits of its children alone are normalised; a path's log-probability is
+        the sum along it. A prompt is read once, whatever the number of its rows, and its gradient
+        is computed once. Only in training with `gradient_checkpointing`, which has no caches, each
+        row reads a prompt of its own.
+
+        Args:
+            prompts: B prompts.
+            plan: the nodes and paths; tokens of its rows follow the prompt as an answer does.
+            soft_prompt: (B, P, D) vectors put into the input embeddings.
+
+        Returns:
+            per prompt (n_i,) float32 in the order of its paths; differentiable in the weights and
+            the soft prompt.
+
+        Raises:
+            ValueError: a plan for another number of prompts.
+        """
+        self._check_batch(prompts, soft_prompt)
+        if len(plan.counts) != len(prompts):
+            raise ValueError(
+                f"{len(prompts)} prompts need a plan for as many, got one for {len(plan.counts)}"
+            )
+        self.tokens += sum(map(len, plan.row_tokens))
+        repeated = plan.repeated(self.end_id)
+        recomputed = self.training and self.config.gradient_checkpointing
+        if not (recomputed and torch.is_grad_enabled() and repeated.prompts):
+            return self._shared_scores(prompts, plan, soft_prompt)
+        owners = torch.tensor(repeated.prompts)
+        logits = self._answer_logits(
+            [prompts[b] for b in repeated.prompts],
+            repeated.answers,
+            torch.tensor(repeated.rows, dtype=torch.long, device=self.device),
+            torch.tensor(repeated.steps, dtype=torch.long, device=self.device),
+            None if soft_prompt is None else soft_prompt[owners.to(soft_prompt.device)],
+        )
+        roots = len(plan.root_nodes)
+        return plan.scores(logits[:roots], logits[roots:])
+
+    def begin(self, prompts: Sequence[Prompt], copies: int = 1) -> Continuation:
+        """Read prompts once, to go on from each of them several times.
+
+        What is appended must begin as an answer does, with `answer_prefix` where there is one.
+
+        Args:
+            prompts: B prompts.
+            copies: S rows for each prompt.
+
+        Returns:
+            a continuation of R = B * S rows; row b * S + s is copy s of prompt b.
+
+        Raises:
+            ValueError: no prompt, or no copy.
+        """
+        self._check_batch(prompts, None)
+        if copies < 1:
+            raise ValueError(f"copies must be at least 1, got {copies}")
+        with self.activations_kept():
+            continuation = self._read(prompts, None)
+        rows = torch.arange(len(prompts), device=self.device)
+        continuation.spread(rows.repeat_interleave(copies))
+        return continuation
+
+    def _shared_scores(
+        self, prompts: Sequence[Prompt], plan: ScoringPlan, soft_prompt: Tensor | None
+    ) -> list[Tensor]:
+        """Score a plan, reading each prompt once."""
+        with self.activations_kept():
+            continuation = self._read(prompts, soft_prompt)
+        roots = torch.tensor(plan.root_prompts, dtype=torch.long, device=self.device)
+        root_logits = continuation.logits[roots]
+        inner_logits = root_logits[:0]
+        if plan.row_tokens:
+            continuation.spread(torch.tensor(plan.row_prompts, device=self.device))
+            inner_logits = continuation.read(
+                self._padded(plan.row_tokens),
+                torch.tensor(plan.inner_rows, device=self.device),
+                torch.tensor(plan.inner_columns, device=self.device),
+            )
+        return plan.scores(root_logits, inner_logits)
+
+    def answer_pieces(self, texts: Sequence[str]) -> list[Piece]:
+        """Return the tokens of answers, without `answer_prefix` and end.
+
+        Their offsets are in the text as the model writes it after a prompt, `piece.rendered.text`,
+        which may have a space in front.
+        """
+        return tokenize(self.tokenizer, [Rendered(self._answer_text(text)) for text in texts])
 
     def recompute_activations(self, wanted: bool) -> None:
         """Compute activations again in the backward pass (gradient checkpointing), or keep them.
@@ -178,7 +271,7 @@ class Generator(Backbone, ABC):
             ) from error
 
     @contextmanager
-    def _activations_kept(self) -> Iterator[None]:
+    def activations_kept(self) -> Iterator[None]:
         """Do without gradient checkpointing: it has no caches of keys and values."""
         if not (self.config.gradient_checkpointing and self.training):
             yield
@@ -241,10 +334,14 @@ class Generator(Backbone, ABC):
         """Return the logits (N, V) that predict token `steps[n]` of the answer of `rows[n]`."""
 
     @abstractmethod
-    def _branch_logits(
-        self, prompts: Sequence[Prompt], plan: ScoringPlan, soft_prompt: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """Return the logits at the plan's root nodes and at its inner nodes."""
+    def _read(self, prompts: Sequence[Prompt], soft_prompt: Tensor | None) -> Continuation:
+        """Read B prompts: a continuation with one row for each."""
+
+    def _padded(self, rows: Sequence[Sequence[int]]) -> Tensor:
+        """Return rows of tokens padded on the right (B, T)."""
+        tensors = [torch.tensor(row, dtype=torch.long) for row in rows]
+        padded = pad_sequence(tensors, batch_first=True, padding_value=self.pad_id)
+        return padded.to(self.device)
 
     def _answer_text(self, answer: str) -> str:
         """Return an answer as the model writes it after its prompt."""
@@ -298,8 +395,9 @@ class Generator(Backbone, ABC):
 
     def _whole_answers(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
         """Return the tokens of answers, ended."""
-        pieces = tokenize(self.tokenizer, [Rendered(self._answer_text(text)) for text in texts])
-        return [(*self.answer_prefix, *piece.ids, self.end_id) for piece in pieces]
+        return [
+            (*self.answer_prefix, *piece.ids, self.end_id) for piece in self.answer_pieces(texts)
+        ]
 
     def _trie(self, options: tuple[str, ...]) -> Trie:
         """Return the trie of a list of allowed answers, built once for equal lists."""

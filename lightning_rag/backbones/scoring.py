@@ -34,6 +34,23 @@ class ScoringPlan:
     paths: list[tuple[tuple[int, int], ...]]  # all answers of all prompts: (node, child) decisions
     counts: list[int]  # answers per prompt
 
+    def repeated(self, end: int) -> RepeatedPlan:
+        """Return the plan as answers that each have a prompt of their own.
+
+        Args:
+            end: any token: the last one of an answer is never read.
+        """
+        with_rows = set(self.row_prompts)
+        alone = [prompt for prompt in dict.fromkeys(self.root_prompts) if prompt not in with_rows]
+        prompts = [*self.row_prompts, *alone]
+        first = {prompt: row for row, prompt in reversed(list(enumerate(prompts)))}
+        return RepeatedPlan(
+            prompts,
+            [(*tokens, end) for tokens in self.row_tokens] + [(end,)] * len(alone),
+            [first[prompt] for prompt in self.root_prompts] + self.inner_rows,
+            [0] * len(self.root_nodes) + [column + 1 for column in self.inner_columns],
+        )
+
     def scores(self, root_logits: Tensor, inner_logits: Tensor) -> list[Tensor]:
         """Turn logits at the branching nodes into log-probabilities of the answers.
 
@@ -42,7 +59,7 @@ class ScoringPlan:
             inner_logits: (len(inner_nodes), V).
 
         Returns:
-            per prompt (n_i,); their logsumexp is 0.
+            per prompt (n_i,); if its paths are all those of a trie, their logsumexp is 0.
         """
         logits = torch.cat([root_logits, inner_logits]).float()  # (N, V), roots first
         device = logits.device
@@ -64,6 +81,16 @@ class ScoringPlan:
         ]
         flat = torch.tensor(index, dtype=torch.long, device=device)  # (answers, longest)
         return list(torch.split(decisions[flat].sum(dim=-1), self.counts))
+
+
+@dataclass
+class RepeatedPlan:
+    """A plan's rows as answers of R prompts; its nodes, those at a root first, are in them."""
+
+    prompts: list[int]  # R: the prompt of each answer
+    answers: list[tuple[int, ...]]  # R: the row's tokens and one that is not read
+    rows: list[int]  # N: the answer of each node
+    steps: list[int]  # N: the token of it that the node decides
 
 
 def plan_scoring(tries: Sequence[Trie]) -> ScoringPlan:

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from lightning_rag.backbones.backbone import check_length
 from lightning_rag.backbones.config import GeneratorConfig
+from lightning_rag.backbones.continuation import Continuation
 from lightning_rag.backbones.generator import Generator
 from lightning_rag.backbones.inputs import Layout, Row, input_embeddings, place_soft_prompt
-from lightning_rag.backbones.scoring import ScoringPlan, logits_at
+from lightning_rag.backbones.scoring import logits_at
 from lightning_rag.backbones.truncation import Fitted
 from lightning_rag.errors import UserError
 from lightning_rag.types import Prompt
@@ -30,6 +30,40 @@ class EncodedPrompts:
 
     states: Tensor  # (B, L, D)
     mask: Tensor  # (B, L) long
+
+
+class DecoderContinuation(Continuation):
+    """Encoded prompts, and rows that a decoder writes from them.
+
+    The start token is decoded once per prompt. That fills the cache of the cross-attention's keys
+    and values, which all rows of the prompt then share.
+
+    Args:
+        generator: what reads the prompts.
+        encoded: B encoded prompts.
+    """
+
+    generator: SequenceToSequenceGenerator
+
+    def __init__(self, generator: SequenceToSequenceGenerator, encoded: EncodedPrompts) -> None:
+        from transformers import DynamicCache, EncoderDecoderCache
+
+        self.cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
+        self.encoded = encoded
+        rows = torch.arange(len(encoded.mask), device=encoded.mask.device)
+        starts = torch.full_like(rows, generator.start_id)[:, None]  # (B, 1)
+        with logits_at(generator.model, rows, torch.zeros_like(rows)):
+            logits = generator.logits(encoded, starts, self.cache)
+        super().__init__(generator, logits)
+
+    def _read(self, tokens: Tensor) -> Tensor:
+        return self.generator.logits(self.encoded, tokens, self.cache)
+
+    def _spread(self, prompts: Tensor) -> None:
+        # Only the size of the states matters from here on: their keys and values are kept.
+        states = self.encoded.states[:1].expand(len(prompts), -1, -1)
+        self.encoded = EncodedPrompts(states, self.encoded.mask[prompts])
+        self.cache.batch_select_indices(prompts)
 
 
 class SequenceToSequenceGenerator(Generator):
@@ -101,37 +135,15 @@ class SequenceToSequenceGenerator(Generator):
     ) -> Tensor:
         """Return the logits (N, V) that predict token `steps[n]` of the answer of `rows[n]`."""
         encoded = self._encode(prompts, soft_prompt)
-        inputs = self._decoder_ids([(self.start_id, *answer[:-1]) for answer in answers])
+        inputs = self._padded([(self.start_id, *answer[:-1]) for answer in answers])
         with logits_at(self.model, rows, steps):
-            return self._logits(encoded, inputs, None)
+            return self.logits(encoded, inputs, None)
 
-    def _branch_logits(
-        self, prompts: Sequence[Prompt], plan: ScoringPlan, soft_prompt: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """Return the logits at the plan's root nodes and at its inner nodes.
+    def _read(self, prompts: Sequence[Prompt], soft_prompt: Tensor | None) -> DecoderContinuation:
+        """Encode B prompts and decode the start token after each."""
+        return DecoderContinuation(self, self._encode(prompts, soft_prompt))
 
-        The start token is decoded once per prompt. That fills the cache of the cross-attention's
-        keys and values, which the prefixes of all allowed answers of the prompt then share.
-        """
-        from transformers import DynamicCache, EncoderDecoderCache
-
-        encoded = self._encode(prompts, soft_prompt)
-        starts = self._decoder_ids([(self.start_id,)] * len(prompts))
-        roots = torch.tensor(plan.root_prompts, dtype=torch.long, device=self.device)
-        cache = EncoderDecoderCache(DynamicCache(), DynamicCache()) if plan.row_tokens else None
-        with logits_at(self.model, roots, torch.zeros_like(roots)):
-            root_logits = self._logits(encoded, starts, cache)
-        if cache is None:
-            return root_logits, root_logits.new_zeros(0, root_logits.shape[-1])
-        prompt_of_row = torch.tensor(plan.row_prompts, device=self.device)
-        cache.batch_select_indices(prompt_of_row)
-        selected = EncodedPrompts(encoded.states[prompt_of_row], encoded.mask[prompt_of_row])
-        rows = torch.tensor(plan.inner_rows, device=self.device)
-        columns = torch.tensor(plan.inner_columns, device=self.device)
-        with logits_at(self.model, rows, columns):
-            return root_logits, self._logits(selected, self._decoder_ids(plan.row_tokens), cache)
-
-    def _logits(
+    def logits(
         self, encoded: EncodedPrompts, ids: Tensor, cache: EncoderDecoderCache | None
     ) -> Tensor:
         """Run the decoder over tokens (B, T) that follow those in the cache."""
@@ -150,12 +162,6 @@ class SequenceToSequenceGenerator(Generator):
         )
         logits: Tensor = output.logits
         return logits
-
-    def _decoder_ids(self, rows: Sequence[Sequence[int]]) -> Tensor:
-        """Return rows of tokens padded on the right (B, T)."""
-        tensors = [torch.tensor(row, dtype=torch.long) for row in rows]
-        padded = pad_sequence(tensors, batch_first=True, padding_value=self.pad_id)
-        return padded.to(self.device)
 
     def _encode(self, prompts: Sequence[Prompt], soft_prompt: Tensor | None) -> EncodedPrompts:
         """Run the encoder once over each prompt."""

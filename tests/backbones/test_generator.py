@@ -2,12 +2,16 @@
 
 import copy
 import dataclasses
+import itertools
+import re
 
 import pytest
 import torch
 
 from lightning_rag.backbones.decoder_only import DecoderOnlyGenerator
+from lightning_rag.backbones.scoring import ScoringPlan, plan_scoring
 from lightning_rag.backbones.tiny import train_tokenizer
+from lightning_rag.backbones.trie import build_trie
 from lightning_rag.errors import UserError
 from lightning_rag.types import Prompt, Rendered
 
@@ -222,6 +226,168 @@ def test_a_checkpoint_brings_the_tokenizer_of_a_tiny_model(generator, prompts, t
         other.choose(prompts, options), generator.choose(prompts, options), strict=True
     ):
         assert torch.equal(a, b)
+
+
+def training(generator, checkpointing):
+    """Switch to training, without the dropout that would change the numbers."""
+    for module in generator.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    generator.config.gradient_checkpointing = checkpointing
+    generator.recompute_activations(checkpointing)
+    return generator.train()
+
+
+def list_plan(generator, counts, remaining=("a", "b", "d", "f")):
+    """A plan of lists of identifiers, "( a", "( a ( d" and so on, and its parts per list.
+
+    Returns:
+        the plan; per prompt the lists; the tokens of the identifiers.
+    """
+    names = [token_ids(generator, name)[-1] for name in remaining]
+    (opening,) = token_ids(generator, "(")[-1:]
+    orders = list(itertools.permutations(range(len(names)), 2))
+    lists = [orders[3 * b : 3 * b + count] for b, count in enumerate(counts)]
+    plan = ScoringPlan([], [], [], [], [], [], [], [], [], counts)
+    for b, chosen in enumerate(lists):
+        for i, j in chosen:
+            plan.inner_nodes += [len(plan.children), len(plan.children) + 1]
+            plan.inner_rows += [len(plan.row_tokens)] * 2
+            plan.inner_columns += [0, 2]
+            rest = tuple(name for name in names if name != names[i])
+            plan.paths.append(
+                ((len(plan.children), i), (len(plan.children) + 1, rest.index(names[j])))
+            )
+            plan.children += [tuple(names), rest]
+            plan.row_prompts.append(b)
+            plan.row_tokens.append((opening, names[i], opening))
+    return plan, lists, names
+
+
+def scores_of_lists(generator, prompts, plan, lists, names):
+    """The same, each list on its own: softmax over its children out of all logits."""
+    scores = []
+    rows = iter(plan.row_tokens)
+    for prompt, chosen in zip(prompts, lists, strict=True):
+        for i, j in chosen:
+            logits = full_logits(generator, prompt, [*next(rows), -1])  # (4, V)
+            rest = [name for name in names if name != names[i]]
+            first = logits[1, names].log_softmax(-1)[i]
+            scores.append(first + logits[3, rest].log_softmax(-1)[rest.index(names[j])])
+    return torch.stack(scores)
+
+
+def gradients(generator, scores):
+    generator.zero_grad(set_to_none=True)
+    (scores * torch.arange(1.0, 1 + len(scores))).sum().backward()
+    return {name: p.grad for name, p in generator.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_plan_of_lists_and_its_gradients(generator, prompts, checkpointing):
+    plan, lists, names = list_plan(generator, [3, 0, 2])
+    expected = scores_of_lists(generator, prompts, plan, lists, names)
+    expected_gradients = gradients(generator, expected)
+    training(generator, checkpointing)
+    before = generator.tokens
+    scores = generator.score_plan(prompts, plan)
+    assert [len(part) for part in scores] == [3, 0, 2]
+    torch.testing.assert_close(torch.cat(scores), expected, atol=1e-4, rtol=1e-5)
+    got = gradients(generator, torch.cat(scores))
+    assert got.keys() == expected_gradients.keys()
+    for name, gradient in expected_gradients.items():
+        scale = max(gradient.abs().max().item(), 1e-3)
+        torch.testing.assert_close(got[name], gradient, atol=1e-4 * scale, rtol=1e-3, msg=name)
+    with torch.no_grad():  # without gradients the prompts are read once in any case
+        read = generator.tokens - before
+        torch.testing.assert_close(
+            torch.cat(generator.score_plan(prompts, plan)), expected, atol=1e-4, rtol=1e-5
+        )
+        assert (generator.tokens - before - read < read) == checkpointing
+
+
+def test_recomputed_activations_are_not_kept(generator, prompts):
+    plan, *_ = list_plan(generator, [3, 3, 3])
+    kept = []
+    for checkpointing in (False, True):
+        training(generator, checkpointing)
+        sizes = []
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda tensor, sizes=sizes: sizes.append(tensor.numel()) or tensor, lambda t: t
+        ):
+            generator.score_plan(prompts[:1] * 3, plan)
+        kept.append(sum(sizes))
+    assert kept[1] < kept[0]
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_plans_decided_at_the_root_or_not_at_all(generator, prompts, soft_prompt, checkpointing):
+    tries = [[(7, 9), (8, 9)], [(7, 9)], [(7, 5), (7, 6), (8, 9)]]
+    plan = plan_scoring([build_trie(trie) for trie in tries])
+    scores = training(generator, checkpointing).score_plan(prompts, plan, soft_prompt=soft_prompt)
+    assert scores[1].tolist() == [0.0]
+    for part in scores:
+        assert part.logsumexp(0).item() == pytest.approx(0, abs=1e-5)
+    for b in range(3):
+        alone = plan_scoring([build_trie(tries[b])])
+        (part,) = generator.score_plan(prompts[b : b + 1], alone, soft_prompt=soft_prompt[[b]])
+        torch.testing.assert_close(part, scores[b], atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_a_continuation_equals_plain_calls(generator, prompts):
+    training(generator, checkpointing=True)  # which has no caches
+    rows = [[[7, 9, 30], [7, 9, 31]], [[8, 9, 8], [40, 41, 42]], [[7, 7, 7], [9, 9, 9]]]
+    tokens = torch.tensor(rows).flatten(0, 1)  # (6, 3)
+    expected = torch.stack(
+        [
+            full_logits(generator, prompt, [*row, -1])
+            for prompt, both in zip(prompts, rows, strict=True)
+            for row in both
+        ]
+    )  # (6, 4, V)
+    continuation = generator.begin(prompts, 2)
+    torch.testing.assert_close(continuation.logits, expected[:, 0], atol=1e-4, rtol=1e-4)
+    for start, stop in ((0, 1), (1, 3)):
+        got = continuation.append(tokens[:, start:stop])
+        torch.testing.assert_close(got, expected[:, stop], atol=1e-4, rtol=1e-4)
+        assert got is continuation.logits
+
+
+@torch.no_grad()
+def test_a_continuation_reads_each_prompt_once(generator, prompts):
+    counts = []
+    for copies in (1, 5):
+        before = generator.tokens
+        generator.begin(prompts, copies)
+        counts.append(generator.tokens - before)
+    assert counts[0] == counts[1]
+    before = generator.tokens
+    generator.begin(prompts, 5).append(torch.full((15, 2), 7))
+    assert generator.tokens - before == counts[0] + 30
+
+
+def test_bad_continuations(generator, prompts):
+    with pytest.raises(ValueError, match="copies must be at least 1, got 0"):
+        generator.begin(prompts, 0)
+    with pytest.raises(ValueError, match="at least one prompt"):
+        generator.begin([], 2)
+    continuation = generator.begin(prompts, 2)
+    for shape in ((5, 1), (6,), (6, 0)):
+        message = rf"tokens must be \(R=6, T\).*got {re.escape(str(tuple(shape)))}"
+        with pytest.raises(ValueError, match=message):
+            continuation.append(torch.zeros(shape, dtype=torch.long))
+    plan, *_ = list_plan(generator, [1, 1])
+    with pytest.raises(ValueError, match="3 prompts need a plan for as many, got one for 2"):
+        generator.score_plan(prompts, plan)
+
+
+def test_pieces_of_answers(generator):
+    (piece,) = generator.answer_pieces(["cause of"])
+    words = "".join(piece.rendered.text[start:end] for start, end in piece.offsets)
+    assert words.replace(" ", "") == "causeof"
+    answer = [*generator.answer_prefix, *piece.ids, generator.end_id]
+    assert generator._answers(["cause of"]) == [tuple(answer)]
 
 
 def test_equal_lists_of_options_share_one_trie(generator, prompts, options):
