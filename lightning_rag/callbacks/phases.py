@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+import os
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -16,49 +19,85 @@ from lightning_rag.callbacks.checkpoints import save_checkpoint
 from lightning_rag.callbacks.cost_ledger import booked
 from lightning_rag.errors import UserError
 from lightning_rag.methods.base import Method, as_method
-from lightning_rag.methods.phase import Phase
+from lightning_rag.methods.phase import Phase, series_of
 from lightning_rag.types import RagBatch
 
 log = logging.getLogger(__name__)
 
 
+@dataclass
+class Best:
+    """The best value of a phase, or of a series of phases.
+
+    Attributes:
+        value: None = nothing was validated yet.
+        file: the checkpoint with the weights of that value.
+        misses: validations (of a series: phases) in a row that were no better.
+    """
+
+    value: float | None = None
+    file: str = ""
+    misses: int = 0
+
+    def take(self, value: float, file: str, mode: str) -> bool:
+        """Count a value, whose weights are in `file`; return whether it is the best so far."""
+        better = self.value is None or (value > self.value if mode == "max" else value < self.value)
+        if better:
+            self.value, self.file, self.misses = value, file, 0
+        else:
+            self.misses += 1
+        return better
+
+
 class PhaseSchedule(Callback):
     """Walks through a method's phases.
 
-    When a phase begins, its estimate pass fills the bank, its groups are unfrozen and all others
-    frozen, and optimiser and schedule start afresh. When it ends, by its length or its patience,
-    the best weights that validation has seen in it are loaded. After the last phase training
-    stops. The trainer's own limits (`max_epochs`, `max_steps`, `max_time`) still cap the run.
+    When a phase begins, its estimate pass fills the bank, the weights that it starts from are
+    loaded, its groups are unfrozen and all others frozen, and optimiser and schedule start afresh.
+    When it ends, by its length or its patience, the best weights that validation has seen in it are
+    loaded. At the end of a series these are the best of all its phases; a series ends with its last
+    phase, or when its patience is used up. After the last phase training stops. The trainer's own
+    limits (`max_epochs`, `max_steps`, `max_time`) still cap the run.
 
-    The best weights of the last phase are `checkpoints/best.ckpt` in the run's folder; those of an
-    earlier phase are `checkpoints/<phase>-best.ckpt`.
+    The best weights of the last phase, or of the last series, are `checkpoints/best.ckpt` in the
+    run's folder; those of an earlier phase, and of each phase of a series, are
+    `checkpoints/<phase>-best.ckpt`.
 
     Args:
         folder: the run's folder of checkpoints.
+
+    Attributes:
+        estimates: what the phases' summaries said of their estimates, by phase.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.begun = False
         self.start_epoch = 0
-        self.best: float | None = None
-        self.best_is_current = False
-        self.misses = 0
+        self.best = Best()  # of the phase
+        self.best_of_series = Best()  # a phase in no series is a series of its own
+        self.holds = ""  # the checkpoint of which the model has the weights; "" = no best one's
+        self.estimates: dict[str, dict[str, float]] = {}
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run needs to go on."""
         return {
             "begun": self.begun,
             "start_epoch": self.start_epoch,
-            "best": self.best,
-            "best_is_current": self.best_is_current,
-            "misses": self.misses,
+            "best": asdict(self.best),
+            "best_of_series": asdict(self.best_of_series),
+            "holds": self.holds,
+            "estimates": self.estimates,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take the state of a checkpoint."""
-        for name, value in state_dict.items():
-            setattr(self, name, value)
+        self.begun = state_dict["begun"]
+        self.start_epoch = state_dict["start_epoch"]
+        self.best = Best(**state_dict["best"])
+        self.best_of_series = Best(**state_dict["best_of_series"])
+        self.holds = state_dict["holds"]
+        self.estimates = state_dict["estimates"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Freeze and unfreeze as the phase says; a finished run stops at once."""
@@ -86,8 +125,9 @@ class PhaseSchedule(Callback):
         if self._steps_done(method) or self._tired(method):
             # Not when the last step ends: a validation after it still judges this phase.
             self._finish(trainer, method)
-            self._begin(trainer, method)
-            self.start_epoch += 1  # what is left of this epoch is no epoch of the new phase
+            if method.phase_index < len(method.schedule):
+                self._begin(trainer, method)
+                self.start_epoch += 1  # what is left of this epoch is no epoch of the new phase
 
     def on_train_batch_end(
         self,
@@ -98,40 +138,23 @@ class PhaseSchedule(Callback):
         batch_idx: int,
     ) -> None:
         """Stop when the steps of the last phase are done; Lightning validates once more."""
-        self.best_is_current = False
+        self.holds = ""
         method = as_method(pl_module)
         if self._steps_done(method) and method.phase_index == len(method.schedule) - 1:
             trainer.should_stop = True
-
-    def _steps_done(self, method: Method) -> bool:
-        steps = method.phase.steps
-        taken = method.trainer.global_step - method.phase_start
-        return self.begun and steps is not None and taken >= steps
-
-    def _tired(self, method: Method) -> bool:
-        patience = method.phase.patience
-        return self.begun and patience is not None and self.misses >= max(1, patience)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep the weights if they are the best of the phase."""
         if trainer.sanity_checking or trainer.state.fn != "fit" or not self.begun:
             return
         method = as_method(pl_module)
-        phase = method.phase
+        phase, file = method.phase, _file(method)
         name = f"val/{phase.monitor or method.data.task.monitor}"
         if name not in trainer.callback_metrics:
             known = ", ".join(sorted(k for k in trainer.callback_metrics if k.startswith("val/")))
             raise UserError(f"phase {phase.name!r} monitors {name!r}, which is none of: {known}")
-        value = float(trainer.callback_metrics[name])
-        better = self.best is None or (
-            value > self.best if phase.mode == "max" else value < self.best
-        )
-        if better:
-            self.best, self.best_is_current, self.misses = value, True, 0
-            if not trainer.fast_dev_run:  # type: ignore[attr-defined]
-                save_checkpoint(trainer, self._best_path(method), resumable=False)
-        else:
-            self.misses += 1
+        if self.best.take(float(trainer.callback_metrics[name]), file, phase.mode):
+            self._save(trainer, file)
         if self._tired(method) and method.phase_index == len(method.schedule) - 1:
             trainer.should_stop = True
 
@@ -147,24 +170,37 @@ class PhaseSchedule(Callback):
             self._finish(trainer, method)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Leave the best weights of the last phase in the model and in `best.ckpt`."""
+        """Leave the best weights of the last phase or series in the model and in `best.ckpt`."""
         method = as_method(pl_module)
-        if self.begun:  # cut short by the trainer's own limit
-            self._load_best(method)
+        if method.phase_index < len(method.schedule):  # cut short by the trainer's own limit
+            self._compare(trainer, method)
+            self._load(trainer, method, self.best_of_series.file)
         path = self.folder / "best.ckpt"
         if not trainer.fast_dev_run and not path.exists():  # type: ignore[attr-defined]
             save_checkpoint(trainer, path, resumable=False)
 
+    def _steps_done(self, method: Method) -> bool:
+        steps = method.phase.steps
+        taken = method.trainer.global_step - method.phase_start
+        return self.begun and steps is not None and taken >= steps
+
+    def _tired(self, method: Method) -> bool:
+        patience = method.phase.patience
+        return self.begun and patience is not None and self.best.misses >= max(1, patience)
+
     def _begin(self, trainer: Trainer, method: Method) -> None:
+        """Estimate, take the weights to start from, and let the phase's groups learn."""
         phase = method.phase
         method.phase_start = trainer.global_step
         self.begun, self.start_epoch = True, trainer.current_epoch
-        self.best, self.best_is_current, self.misses = None, False, 0
+        self.best = Best()
         length = f"{phase.epochs} epochs" if phase.epochs is not None else f"{phase.steps} steps"
         log.info("phase %r: trains %s, %s", phase.name, ", ".join(phase.trains), length)
         if phase.estimate is not None:
             with booked(method, "estimate"):
                 self._estimate(trainer, method, phase)
+        if phase.start_from is not None:
+            self._load(trainer, method, f"{phase.start_from}-best.ckpt")
         self._freeze(trainer, method)
         for optimizer in trainer.optimizers:
             optimizer.state.clear()
@@ -182,6 +218,7 @@ class PhaseSchedule(Callback):
         batches: Iterable[RagBatch] = method.data.estimate_dataloader()
         if rehearsed := trainer.fast_dev_run:  # type: ignore[attr-defined]
             batches = islice(method.data.train_dataloader(), int(rehearsed))
+        log.info("phase %r: estimate over %d training queries", phase.name, size)
         hidden = trainer.progress_bar_callback is None
         shown = tqdm(batches, desc=f"Estimate {phase.name}", disable=hidden, leave=False)
         with torch.no_grad(), trainer.precision_plugin.forward_context():
@@ -191,6 +228,17 @@ class PhaseSchedule(Callback):
                 )
                 batch = batch.to(method.device)
                 method.bank.put(batch.rows, phase.estimate(batch), size)
+        if phase.summarize is not None:
+            self._report(trainer, phase.name, phase.summarize(method.bank.tensors))
+
+    def _report(self, trainer: Trainer, phase: str, figures: Mapping[str, float]) -> None:
+        """Log what the summary of an estimate says, and keep it for `summary.json`."""
+        self.estimates[phase] = {name: float(value) for name, value in figures.items()}
+        said = ", ".join(f"{name} {value:.4g}" for name, value in self.estimates[phase].items())
+        log.info("phase %r: estimate: %s", phase, said)
+        logged = {f"estimate/{name}": value for name, value in self.estimates[phase].items()}
+        for logger in trainer.loggers:
+            logger.log_metrics(logged, step=trainer.global_step)
 
     def _freeze(self, trainer: Trainer, method: Method) -> None:
         """Let the phase's groups learn, with dropout; freeze the others, without."""
@@ -205,23 +253,70 @@ class PhaseSchedule(Callback):
                     parameter.requires_grad_(learns)
 
     def _finish(self, trainer: Trainer, method: Method) -> None:
-        self._load_best(method)
-        log.info("phase %r ended at step %d", method.phase.name, trainer.global_step)
-        method.phase_index += 1
-        self.begun = False
-        if method.phase_index >= len(method.schedule):
+        """Go on to what follows the phase, with its best weights, or those of its whole series."""
+        phase, series = method.phase, series_of(method.schedule, method.phase_index)
+        if self.best.value is None and any(p.start_from == phase.name for p in method.schedule):
+            self._save(trainer, _file(method))
+        self._compare(trainer, method)
+        log.info("phase %r ended at step %d", phase.name, trainer.global_step)
+        best, following = self.best, method.phase_index + 1
+        if phase.series_patience and self.best_of_series.misses >= phase.series_patience:
+            following = series.stop
+        if following == series.stop:
+            best, self.best_of_series = self.best_of_series, Best()
+            if phase.series and best.value is not None:
+                log.info("series %r ended; best: %s, %.4g", phase.series, best.file, best.value)
+        self._load(trainer, method, best.file)
+        self.begun, method.phase_index = False, following
+        if following == len(method.schedule):
             trainer.should_stop = True
 
-    def _load_best(self, method: Method) -> None:
-        path = self._best_path(method)
-        if self.best is None or self.best_is_current or not path.exists():
+    def _compare(self, trainer: Trainer, method: Method) -> None:
+        """Count the phase's best value in its series; the last series keeps it as `best.ckpt`."""
+        if not self.begun or self.best.value is None:
             return
+        phase, series = method.phase, series_of(method.schedule, method.phase_index)
+        better = self.best_of_series.take(self.best.value, self.best.file, phase.mode)
+        rehearsed = trainer.fast_dev_run  # type: ignore[attr-defined]
+        if better and series.stop == len(method.schedule) and not rehearsed:
+            _link(self.folder / self.best.file, self.folder / "best.ckpt")
+
+    def _save(self, trainer: Trainer, file: str) -> None:
+        """Write the weights; a rehearsal leaves no files."""
+        if not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            save_checkpoint(trainer, self.folder / file, resumable=False)
+        self.holds = file
+
+    def _load(self, trainer: Trainer, method: Method, file: str) -> None:
+        """Load weights that `_save` wrote, unless the model has them ("" = none were written)."""
+        if not file or file == self.holds or trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        path = self.folder / file
+        if not path.exists():
+            raise UserError(
+                f"{path} is gone, with whose weights the run goes on; a run is continued in the "
+                "folder that it was started in, with all of its checkpoints"
+            )
         weights = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
         method.load_state_dict(weights)
         method.refreshed_at = -1  # the index is of other weights
-        self.best_is_current = True
+        self.holds = file
 
-    def _best_path(self, method: Method) -> Path:
-        last = method.phase_index >= len(method.schedule) - 1
-        name = "best.ckpt" if last else f"{method.phase.name}-best.ckpt"
-        return self.folder / name
+
+def _file(method: Method) -> str:
+    """Return the name of the checkpoint with the best weights of the current phase."""
+    alone, last = not method.phase.series, method.phase_index == len(method.schedule) - 1
+    return "best.ckpt" if alone and last else f"{method.phase.name}-best.ckpt"
+
+
+def _link(source: Path, target: Path) -> None:
+    """Make `target` the same file as `source`; a copy, where the file system has no links."""
+    if target.exists() and target.samefile(source):
+        return
+    temporary = target.with_name(f".{target.name}.tmp")
+    temporary.unlink(missing_ok=True)
+    try:
+        os.link(source, temporary)
+    except OSError:
+        shutil.copyfile(source, temporary)
+    os.replace(temporary, target)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import platform
 import subprocess
@@ -18,6 +19,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from lightning_rag.callbacks.cost_ledger import CostLedger
+from lightning_rag.callbacks.phases import PhaseSchedule
 from lightning_rag.files import Json, write_json
 from lightning_rag.methods.base import Method, as_method
 
@@ -31,8 +33,8 @@ class RunFiles(Callback):
 
     `metrics.json` holds the validation curve (`validation`: step, phase and metrics of every
     validation) and the test metrics (`test`). `summary.json` holds method, seed, the hashes of the
-    data, the phases and their cost, and under `fit` and `test` when, where and with which code
-    each was run.
+    data, the phases, their cost, the figures of their estimates (null = not finite), and under
+    `fit` and `test` when, where and with which code each was run.
 
     Args:
         folder: the run's folder.
@@ -101,9 +103,12 @@ class RunFiles(Callback):
         path = self.folder / "summary.json"
         before = _read(path)
         costs = dict(before.get("cost", {}))
+        estimates = dict(before.get("estimates", {}))
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, CostLedger):
                 costs.update(callback.phases)
+            if isinstance(callback, PhaseSchedule):
+                estimates.update(_finite(callback.estimates))
         circumstances: dict[str, Json] = {
             "commit": commit(),
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -121,12 +126,21 @@ class RunFiles(Callback):
                 for name, group in method.groups().items()
             },
         }
-        write_json(path, {**before, **facts, stage: circumstances, "cost": costs})
+        found: dict[str, Json] = {"cost": costs, "estimates": estimates}
+        write_json(path, {**before, **facts, stage: circumstances, **found})
 
 
 def _truncated(method: Method) -> dict[str, int]:
     """Return how many texts each group's model was given that lost tokens, so far."""
     return {name: int(getattr(group, "truncated", 0)) for name, group in method.groups().items()}
+
+
+def _finite(estimates: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, Json]]:
+    """Return the figures with None for those that JSON has no number for."""
+    return {
+        phase: {name: value if math.isfinite(value) else None for name, value in figures.items()}
+        for phase, figures in estimates.items()
+    }
 
 
 def commit() -> str:

@@ -19,7 +19,7 @@ from lightning_rag.backbones.generator import Generator
 from lightning_rag.data.datamodule import RagDataModule
 from lightning_rag.errors import UserError
 from lightning_rag.methods.optimization import OptimizerConfig
-from lightning_rag.methods.phase import Bank, Phase
+from lightning_rag.methods.phase import Bank, Phase, check_schedule
 from lightning_rag.types import (
     Evaluated,
     LossTerms,
@@ -95,7 +95,7 @@ class Method(LightningModule, ABC):
     def schedule(self) -> list[Phase]:
         """The phases, listed once."""
         if self._phases is None:
-            self._phases = self.phases()
+            self._phases = check_schedule(self.phases())
         return self._phases
 
     @property
@@ -224,10 +224,16 @@ class Method(LightningModule, ABC):
         texts = self.answer(batch, retrieved)
         return Predictions(texts=texts, ranking=retrieved.scores.detach()), retrieved
 
-    def on_train_batch_start(self, batch: RagBatch, batch_idx: int) -> None:
-        """Draw the step's randomness from (seed, step) alone, so that a resumed run repeats it."""
+    def on_train_batch_start(self, batch: RagBatch, batch_idx: int) -> int | None:
+        """Draw the step's randomness from (seed, step) alone, so that a resumed run repeats it.
+
+        Returns -1, Lightning's word for leaving the epoch, if the last phase has just ended.
+        """
+        if self.phase_index >= len(self.schedule):
+            return -1
         # Batches whose gradients are accumulated share a step, and must not share their dropout.
         torch.manual_seed((self.data.seed * 1_000_003 + self.global_step) * 1_000_003 + batch_idx)
+        return None
 
     def training_step(self, batch: RagBatch, batch_idx: int) -> Tensor:
         """Lightning's hook: the loss of the current phase."""
