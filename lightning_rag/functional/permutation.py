@@ -272,7 +272,8 @@ def log_mean_exp(log_likelihood: Tensor) -> Tensor:
     given = _samples(log_likelihood, "log_likelihood")
     usable = given.isfinite()
     none = ~usable.any(-1)
-    # Zeros stand for rows that have nothing: their own sum would have a gradient of NaN.
+    # Zeros stand for rows that have nothing: NaN would come up in their backward pass, and though
+    # it is masked again, torch's anomaly detection stops there.
     rows = given.masked_fill(~usable, -torch.inf).masked_fill(none.unsqueeze(-1), 0)
     return (rows.logsumexp(-1) - math.log(given.shape[-1])).masked_fill(none, -torch.inf)
 
