@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import codecs
+import gzip
 import json
+import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO, cast
 
 from lightning_rag.errors import DataError
 
@@ -19,30 +24,71 @@ _NAMES = {
     type(None): "null",
 }
 
+_CHUNK = 1 << 20  # bytes read at once where a file is not read by lines
+# The longest JSON token but strings: an error nearer than this to the end of what has been read may
+# only mean that the rest is missing.
+_LONGEST_TOKEN = 32
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
+    """Open a file for reading, unpacked where its name ends in .gz; what fails is a DataError."""
+    try:
+        packed = path.suffix == ".gz"
+        with cast(BinaryIO, gzip.open(path)) if packed else path.open("rb") as file:
+            yield file
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(
+            f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}"
+        ) from error
+
 
 def text_lines(path: Path) -> Iterator[tuple[int, str]]:
     """Yield (line number from 1, line without its end) of a UTF-8 file; CRLF and a BOM are dropped.
 
+    A file whose name ends in .gz is unpacked.
+
     Raises:
         DataError: if the file cannot be read, or is not UTF-8 (the first bad byte is named).
     """
-    try:
-        offset = 0
-        with path.open("rb") as file:
-            for number, raw in enumerate(file, start=1):
-                try:
-                    line = raw.decode("utf-8")
-                except UnicodeDecodeError as error:
-                    raise DataError.at(
-                        path,
-                        number,
-                        f"byte {offset + error.start} of the file (0x{raw[error.start]:02x}) is "
-                        "not UTF-8; legal: UTF-8 text",
-                    ) from error
-                offset += len(raw)
-                yield number, (line.removeprefix("\ufeff") if number == 1 else line).rstrip("\r\n")
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+    offset = 0
+    with _opened(path) as file:
+        for number, raw in enumerate(file, start=1):
+            try:
+                line = raw.decode("utf-8")
+            except UnicodeDecodeError as error:
+                message = _no_utf8(offset + error.start, raw[error.start])
+                raise DataError.at(path, number, message) from error
+            offset += len(raw)
+            yield number, (line.removeprefix("\ufeff") if number == 1 else line).rstrip("\r\n")
+
+
+def _no_utf8(offset: int, byte: int) -> str:
+    return f"byte {offset} of the file (0x{byte:02x}) is not UTF-8; legal: UTF-8 text"
+
+
+def _text_chunks(path: Path) -> Iterator[str]:
+    """Yield the text of a UTF-8 file in pieces; a BOM is dropped.
+
+    Raises:
+        DataError: as `text_lines`, without the line.
+    """
+    decoder = codecs.getincrementaldecoder("utf-8-sig")()
+    offset = 0  # of the first byte that the decoder has not turned into text yet
+    with _opened(path) as file:
+        while True:
+            raw = file.read(_CHUNK)
+            pending = len(decoder.getstate()[0])
+            try:
+                text = decoder.decode(raw, final=not raw)
+            except UnicodeDecodeError as error:
+                message = _no_utf8(offset + error.start, error.object[error.start])
+                raise DataError(f"{path}: {message}") from error
+            offset += pending + len(raw) - len(decoder.getstate()[0])
+            if text:
+                yield text
+            if not raw:
+                return
 
 
 @dataclass(frozen=True)
@@ -101,11 +147,23 @@ class Record:
             raise self.mismatch(key, value, "an integer")
         return value
 
-    def strings(self, key: str) -> tuple[str, ...]:
-        """Return a field that holds a list of at least one string."""
-        legal = "a list of at least one string"
+    def boolean(self, key: str) -> bool:
+        """Return a field that holds true or false."""
+        value = self.value(key, "true or false")
+        if not isinstance(value, bool):
+            raise self.mismatch(key, value, "true or false")
+        return value
+
+    def strings(self, key: str, *, empty: bool = False) -> tuple[str, ...]:
+        """Return a field that holds a list of strings.
+
+        Args:
+            key: the field.
+            empty: whether the list may be empty.
+        """
+        legal = "a list of strings" if empty else "a list of at least one string"
         value = self.value(key, legal)
-        if not isinstance(value, list) or not value:
+        if not isinstance(value, list) or not (value or empty):
             raise self.mismatch(key, value, legal)
         for item in value:
             if not isinstance(item, str):
@@ -126,6 +184,25 @@ class Record:
         if not isinstance(value, dict):
             raise self.mismatch(key, value, "an object")
         return Record(f"{self.where}: in {key!r}", value)
+
+    def objects(self, key: str, *, empty: bool = False) -> list[Record]:
+        """Return a field that holds a list of objects, as records of their own.
+
+        Args:
+            key: the field.
+            empty: whether the list may be empty.
+        """
+        legal = "a list of objects" if empty else "a list of at least one object"
+        value = self.value(key, legal)
+        if not isinstance(value, list) or not (value or empty):
+            raise self.mismatch(key, value, legal)
+        for item in value:
+            if not isinstance(item, dict):
+                raise self.mismatch(key, value, legal)
+        return [
+            Record(f"{self.where}: {key!r} {number}", item)
+            for number, item in enumerate(value, start=1)
+        ]
 
     def _encodable(self, key: str, value: str) -> str:
         # JSON may escape half a surrogate pair, which no tokeniser and no output file can take
@@ -189,16 +266,107 @@ def json_document(path: Path) -> object:
 def json_records(path: Path) -> Iterator[Record]:
     """Yield the objects of a file that is one JSON list of objects.
 
+    One object is held at a time, so the file may be larger than memory.
+
     Raises:
         DataError: if the file is not that, or the list is empty.
     """
-    value = json_document(path)
-    if not isinstance(value, list) or not value:
-        raise DataError(f"{path}: {_cut(value)}; legal: a JSON list of at least one object")
-    for number, item in enumerate(value, start=1):
+    number = 0
+    for number, item in enumerate(_Elements(path), start=1):
         if not isinstance(item, dict):
             raise DataError(f"{path}: record {number} is {_cut(item)}; legal: a JSON object")
         yield Record(f"{path}: record {number}", item)
+    if not number:
+        raise DataError(f"{path}: []; legal: {_LIST}")
+
+
+_LIST = "a JSON list of at least one object"
+
+
+class _Elements:
+    """The elements of the JSON list in a file, parsed while the file is read."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.chunks = _text_chunks(path)
+        self.text = ""  # the part of the file that is held
+        self.at = 0  # what of it has been parsed
+        self.line = 1  # number of the line that it begins in
+        self.column = 0  # characters of that line before it
+        self.complete = False
+
+    def __iter__(self) -> Iterator[object]:
+        first = self._next()
+        if first != "[":
+            if not first:
+                raise self._error("Expecting value", self.at)
+            begins = " ".join(self.text[self.at : self.at + 80].split())
+            raise DataError(f"{self.path}: {begins}; legal: {_LIST}")
+        self.at += 1
+        if self._next() != "]":
+            yield self._element()
+            while self._next() == ",":
+                self.at += 1
+                self._next()
+                yield self._element()
+            if self._next() != "]":
+                raise self._error("Expecting ',' delimiter", self.at)
+        self.at += 1
+        if self._next():
+            raise self._error("Extra data", self.at)
+
+    def _element(self) -> object:
+        decoder = json.JSONDecoder()
+        while True:
+            try:
+                value, end = decoder.raw_decode(self.text, self.at)
+            except json.JSONDecodeError as error:
+                cut_off = error.msg.startswith("Unterminated string")
+                if not cut_off and error.pos < len(self.text) - _LONGEST_TOKEN:
+                    raise self._error(error.msg, error.pos) from error
+                if not self._read():
+                    raise self._error(error.msg, error.pos) from error
+            except (ValueError, RecursionError) as error:
+                raise DataError(f"{self.path}: no JSON ({error}); legal: {_LIST}") from error
+            else:
+                if end == len(self.text) and self._read():
+                    continue  # a number may go on
+                self.at = end
+                return cast(object, value)
+
+    def _next(self) -> str:
+        """Pass over white space; return the character that follows, "" at the end of the file."""
+        while True:
+            while self.text[self.at : self.at + 1] in (" ", "\t", "\r", "\n"):
+                self.at += 1
+            if self.at < len(self.text) or not self._read():
+                return self.text[self.at : self.at + 1]
+
+    def _read(self) -> bool:
+        """Drop what has been parsed and read on; return whether there was anything to read."""
+        self.line, self.column = self._place(self.at)
+        parts = [self.text[self.at :]]
+        # as much again as is there: a long element must not be parsed once for every chunk
+        wanted = max(len(parts[0]), 1)
+        while not self.complete and wanted > 0:
+            parts.append(next(self.chunks, ""))
+            self.complete = not parts[-1]
+            wanted -= len(parts[-1])
+        self.text, self.at = "".join(parts), 0
+        return any(parts[1:])
+
+    def _place(self, position: int) -> tuple[int, int]:
+        """Return the number of the line of a position in `text` and the characters before it."""
+        lines = self.text.count("\n", 0, position)
+        if not lines:
+            return self.line, self.column + position
+        return self.line + lines, position - self.text.rfind("\n", 0, position) - 1
+
+    def _error(self, message: str, position: int) -> DataError:
+        line, column = self._place(position)
+        return DataError.at(
+            self.path, line, f"no JSON ({message}, column {column + 1}); legal: {_LIST}"
+        )
 
 
 def _cut(value: object, length: int = 80) -> str:
