@@ -181,6 +181,11 @@ class Drawing:
         self.places.append(choice)
         return choice
 
+    def fill(self, k: int) -> None:
+        """Let lists that ran out of candidates have `k` places too."""
+        nothing = torch.full_like(self.log_prob, -1, dtype=torch.long)  # (R,)
+        self.places += [nothing] * (k - len(self.places))
+
     def sampled(self, queries: int) -> Sampled:
         """Return the lists as S = R / B of each of B queries, in the order of the rows."""
         log_prob = self.log_prob.view(queries, -1)  # (B, S)
