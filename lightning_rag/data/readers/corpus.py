@@ -136,9 +136,10 @@ def keep_share(
 
 
 def paragraph(sentences: Sequence[str]) -> str:
-    """Join sentences, with a space between two that have none."""
-    text = ""
-    for sentence in sentences:
-        gap = text and sentence and not text[-1].isspace() and not sentence[0].isspace()
-        text += f" {sentence}" if gap else sentence
-    return text.strip()
+    """Join the sentences of a paragraph.
+
+    HotpotQA's keep the space before them, where there was one (some are cut within a name);
+    2WikiMultihopQA's have lost it. A paragraph in which none has it gets one between any two.
+    """
+    kept = any(sentence[:1].isspace() for sentence in sentences[1:])
+    return ("" if kept else " ").join(sentences).strip()

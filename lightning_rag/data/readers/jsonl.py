@@ -321,17 +321,18 @@ class _Elements:
             try:
                 value, end = decoder.raw_decode(self.text, self.at)
             except json.JSONDecodeError as error:
+                refusal = self._error(error.msg, error.pos)
                 cut_off = error.msg.startswith("Unterminated string")
-                if not cut_off and error.pos < len(self.text) - _LONGEST_TOKEN:
-                    raise self._error(error.msg, error.pos) from error
-                if not self._read():
-                    raise self._error(error.msg, error.pos) from error
+                cut_off |= error.pos >= len(self.text) - _LONGEST_TOKEN
+                if not (cut_off and self._read()):
+                    raise refusal from error
             except (ValueError, RecursionError) as error:
                 raise DataError(f"{self.path}: no JSON ({error}); legal: {_LIST}") from error
             else:
+                length = end - self.at
                 if end == len(self.text) and self._read():
                     continue  # a number may go on
-                self.at = end
+                self.at += length  # not `end`: reading on moves what is held
                 return cast(object, value)
 
     def _next(self) -> str:

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import gzip
+import json
+import random
+
 import pytest
 
+from lightning_rag.data.readers import jsonl
 from lightning_rag.data.readers.base import locate
 from lightning_rag.data.readers.checks import UniqueIds, check_label, check_span, token_span
 from lightning_rag.data.readers.jsonl import (
@@ -101,6 +106,99 @@ def test_json_records_refuse(write, content, message):
         list(json_records(write(content)))
 
 
+def any_value(draw, depth):
+    kind = draw.randrange(8 if depth else 5)
+    if kind == 0:
+        return draw.choice([True, False, None])
+    if kind == 1:
+        return draw.choice([0, -17, 3.5e-7, 123456789012345678901, 1e300])
+    if kind < 5:
+        return "".join(
+            draw.choice('ab"\\\n\u00e4\u2028\U0001f600]},[{') for _ in range(draw.randrange(9))
+        )
+    if kind == 5:
+        return [any_value(draw, depth - 1) for _ in range(draw.randrange(4))]
+    return {f"k{i}": any_value(draw, depth - 1) for i in range(draw.randrange(4))}
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 3, 7, 50, 1 << 20])
+def test_json_records_in_pieces_are_those_of_the_whole(write, monkeypatch, chunk):
+    monkeypatch.setattr(jsonl, "_CHUNK", chunk)
+    draw = random.Random(chunk)
+    for indent, escape in [(None, True), (2, False), (None, False), (1, True)]:
+        whole = [{"v": any_value(draw, 3)} for _ in range(draw.randrange(1, 12))]
+        text = json.dumps(whole, indent=indent, ensure_ascii=escape)
+        path = write(f"\ufeff \n{text}\r\n\t")
+        records = list(json_records(path))
+        assert [record.fields for record in records] == whole
+        assert records[-1].where == f"{path}: record {len(whole)}"
+
+
+@pytest.mark.parametrize("chunk", [1, 5, 64, 1 << 20])
+@pytest.mark.parametrize(
+    ("content", "line", "column"),
+    [
+        ("", 1, 1),
+        ("\n [", 2, 3),
+        ('[{"a": 1},\n {"a": 2}', 2, 10),
+        ('[{"a": 1}\n {"a": 2}]', 2, 2),
+        ('[{"a": 1}, {"a": tru}]', 1, 18),
+        ('[{"a": 1}, {"a" 2}]', 1, 17),
+        ('[{"a": 1},\n\n   {"a": "b]', 3, 10),
+        ('[{"a": 1}]\n]', 2, 1),
+        ('[{"a": 1},\n{"a": nonsense, "b": "' + "x" * 99 + '"}]', 2, 7),
+    ],
+)
+def test_json_records_name_line_and_column(write, monkeypatch, chunk, content, line, column):
+    monkeypatch.setattr(jsonl, "_CHUNK", chunk)
+    with pytest.raises(json.JSONDecodeError) as reference:
+        json.loads(content)
+    assert (reference.value.lineno, reference.value.colno) == (line, column)
+    message = rf"data\.jsonl:{line}: no JSON \(.*, column {column}\); legal: a JSON list"
+    with pytest.raises(DataError, match=message):
+        list(json_records(write(content)))
+
+
+def test_json_records_refuse_what_python_cannot_hold(write):
+    for content in ("[" * 100_000, '[{"a": ' + "1" * 5000 + "}]"):
+        with pytest.raises(DataError, match=r"data\.jsonl: no JSON \(.*; legal: a JSON list"):
+            list(json_records(write(content)))
+
+
+def test_an_early_error_does_not_read_the_whole_file(write, monkeypatch):
+    monkeypatch.setattr(jsonl, "_CHUNK", 100)
+    chunks = []
+    read = jsonl._text_chunks
+    monkeypatch.setattr(
+        jsonl, "_text_chunks", lambda path: (chunks.append(1) or chunk for chunk in read(path))
+    )
+    path = write('[{"a": 1}, {"a" 2}' + ', {"a": 1}' * 1000 + "]")
+    with pytest.raises(DataError, match="Expecting ':' delimiter, column 17"):
+        list(json_records(path))
+    assert len(chunks) < 4
+
+
+@pytest.mark.parametrize("chunk", [1, 4, 1 << 20])
+def test_json_records_name_the_byte_that_is_not_utf8(write, monkeypatch, chunk):
+    monkeypatch.setattr(jsonl, "_CHUNK", chunk)
+    for content, byte in [('[{"ä": "'.encode() + b"\xff", 9), (b'[{"a": "\xc3', 8)]:
+        assert content[byte] >= 0x80
+        with pytest.raises(DataError, match=rf"data\.jsonl: byte {byte} of the file \(0x"):
+            list(json_records(write(content)))
+
+
+def test_packed_files_are_unpacked(tmp_path):
+    path = tmp_path / "data.json.gz"
+    path.write_bytes(gzip.compress(b'[{"a": 1}]'))
+    assert [record.fields for record in json_records(path)] == [{"a": 1}]
+    assert list(text_lines(path)) == [(1, '[{"a": 1}]')]
+    for damaged in (b'[{"a": 1}]', gzip.compress(b'[{"a": 1}]' * 99)[:-9]):
+        path.write_bytes(damaged)
+        for read in (json_records, text_lines):
+            with pytest.raises(DataError, match=r"data\.json\.gz: cannot be read: \w+"):
+                list(read(path))
+
+
 RECORD = Record(
     "f:7",
     {
@@ -116,6 +214,7 @@ RECORD = Record(
         "object": {"start": "0"},
         "lines": "a\nb",
         "ids": ["a", 7],
+        "objects": [{"n": 1}, {"n": 2}],
     },
 )
 
@@ -129,6 +228,11 @@ def test_fields_of_the_right_type_are_returned():
     assert RECORD.strings("list") == ("a", "b")
     assert RECORD.identities("ids") == ("a", "7")
     assert RECORD.identities("absent") == ()
+    assert RECORD.boolean("true") is True
+    assert RECORD.strings("empty", empty=True) == ()
+    assert RECORD.objects("empty", empty=True) == []
+    assert [r.where for r in RECORD.objects("objects")] == ["f:7: 'objects' 1", "f:7: 'objects' 2"]
+    assert RECORD.objects("objects")[1].integer("n") == 2
 
 
 @pytest.mark.parametrize(
@@ -153,6 +257,19 @@ def test_fields_of_the_right_type_are_returned():
         ("strings", "empty", r"f:7: field 'empty' is a list, \[\]; legal: a list of at least one"),
         ("identities", "text", r"f:7: field 'text' is a string, 'grün'; legal: a list of ids"),
         ("nested", "list", r"f:7: field 'list' is a list, .*; legal: an object"),
+        (
+            "objects",
+            "list",
+            r"f:7: field 'list' is a list, \['a', 'b'\]; legal: a list of at least",
+        ),
+        (
+            "objects",
+            "empty",
+            r"f:7: field 'empty' is a list, \[\]; legal: a list of at least",
+        ),
+        ("objects", "text", r"f:7: field 'text' is a string, 'grün'; legal: a list of at least"),
+        ("boolean", "number", r"f:7: field 'number' is an integer, 3; legal: true or false"),
+        ("boolean", "absent", r"f:7: missing field 'absent'; legal: true or false"),
     ],
 )
 def test_fields_of_a_wrong_type_are_refused(method, key, message):
