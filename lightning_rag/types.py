@@ -75,7 +75,10 @@ class RagBatch:
     relevance: Tensor  # (B, N) float in {0, 1}; for metrics, unless a method says so
     # For each query rows of the whole store, on the CPU: a method may rank other passages than the
     # first stage's candidates.
-    relevant_rows: list[Tensor]  # B of (R_b,) long; all relevant passages
+    relevant_rows: list[Tensor]  # B of (R_b,) long, ascending; all relevant passages
+    # What the task's `matches` accepts, whatever ids the data set gives: in question answering all
+    # passages that hold an answer, in relation extraction all demonstrations of the gold label.
+    answer_rows: list[Tensor]  # B of (A_b,) long, ascending
     excluded_rows: list[Tensor]  # B of (E_b,) long; what the query must never retrieve
 
     def to(self, device: object) -> RagBatch:
@@ -87,6 +90,7 @@ class RagBatch:
             candidate_scores=self.candidate_scores.to(device),  # type: ignore[call-overload]
             relevance=self.relevance.to(device),  # type: ignore[call-overload]
             relevant_rows=self.relevant_rows,
+            answer_rows=self.answer_rows,
             excluded_rows=self.excluded_rows,
         )
 

@@ -11,6 +11,7 @@ from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torchmetrics import MetricCollection
 
 from lightning_rag.methods.base import as_method
+from lightning_rag.metrics.retrieval import among
 from lightning_rag.types import Evaluated, RagBatch, Retrieved
 
 
@@ -80,12 +81,13 @@ class Evaluator(Callback):
 def _judged(batch: RagBatch, retrieved: Retrieved) -> RagBatch:
     """Return the batch with the candidates that the method ranked, and their relevance.
 
-    A method may rank other passages than the first stage's, the whole store for instance.
+    What holds for the whole store, `relevant_rows` and `answer_rows`, stays as it is: a method may
+    rank other passages than the first stage's.
     """
     ids = retrieved.candidate_ids  # (B, N')
     if ids is batch.candidate_ids:
         return batch
     relevance = torch.zeros(ids.shape, device=ids.device)
     for row, relevant in enumerate(batch.relevant_rows):
-        relevance[row] = torch.isin(ids[row], relevant.to(ids.device))
+        relevance[row] = among(ids[row], relevant)
     return replace(batch, candidate_ids=ids, relevance=relevance)

@@ -39,24 +39,38 @@ class QuerySet:
 
     instances: tuple[Instance, ...]
     candidates: Candidates  # ids and scores, (Q, N)
-    relevant: Sequence[NDArray[np.int64]]  # rows of the store, for each query
+    # Rows of the store for each query, ascending. Queries may share an array, which can be as long
+    # as the store: what a query must not retrieve is taken out when its batch is made.
+    relevant: Sequence[NDArray[np.int64]]
+    answers: Sequence[NDArray[np.int64]]  # those that the task's `matches` accepts
     excluded: Sequence[NDArray[np.int64]]  # rows that each query must never retrieve
 
     def batch(self, rows: Sequence[int]) -> RagBatch:
         """Return the queries `rows` as one batch."""
         ids = self.candidates.ids[list(rows)]
-        relevance = np.stack(
-            [np.isin(ids[i], self.relevant[row]) & (ids[i] >= 0) for i, row in enumerate(rows)]
-        )
+        relevant = [_without(self.relevant[row], self.excluded[row]) for row in rows]
+        answers = [
+            found
+            if self.answers[row] is self.relevant[row]
+            else _without(self.answers[row], self.excluded[row])
+            for row, found in zip(rows, relevant, strict=True)
+        ]
+        relevance = np.stack([np.isin(*pair) for pair in zip(ids, relevant, strict=True)])
         return RagBatch(
             rows=torch.tensor(list(rows), dtype=torch.long),
             instances=[self.instances[row] for row in rows],
             candidate_ids=torch.from_numpy(ids),
             candidate_scores=torch.from_numpy(self.candidates.scores[list(rows)]),
             relevance=torch.from_numpy(relevance.astype(np.float32)),
-            relevant_rows=[torch.tensor(self.relevant[row]) for row in rows],
+            relevant_rows=[torch.from_numpy(found) for found in relevant],
+            answer_rows=[torch.from_numpy(found) for found in answers],
             excluded_rows=[torch.tensor(self.excluded[row]) for row in rows],
         )
+
+
+def _without(rows: NDArray[np.int64], gone: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return a copy of ascending `rows` without those of `gone`."""
+    return np.delete(rows, np.searchsorted(rows, gone[np.isin(gone, rows)]))
 
 
 class _Rows(Dataset[int]):
@@ -180,6 +194,8 @@ class RagDataModule(LightningDataModule):
             wording=splits.wording,
         )
         self.task.prepare(splits.labels, splits.wording)
+        for instances in (train, *held_out.values()):
+            self.task.check_answers(instances)
         self._store = (
             PassageStore(splits.passages) if splits.passages else PassageStore.from_instances(train)
         )
@@ -207,12 +223,10 @@ class RagDataModule(LightningDataModule):
     def _retrieve(self, split: SplitName) -> QuerySet:
         instances: tuple[Instance, ...] = getattr(self.splits, split)
         store = self.store
-        relevant = self.task.relevant_rows(instances, store.passages)
+        answers = self.task.matching_rows(instances, store.passages)
+        relevant = self.task.relevant_rows(instances, store.passages, matching=answers)
         if split == "train":
             exclude = exclusions(instances, store)
-            relevant = [
-                np.setdiff1d(rows, gone) for rows, gone in zip(relevant, exclude, strict=True)
-            ]
         else:
             exclude = [np.empty(0, dtype=np.int64)] * len(instances)
         request = SearchRequest(
@@ -234,7 +248,7 @@ class RagDataModule(LightningDataModule):
         candidates = Candidates(
             ids=arrays["ids"].astype(np.int64), scores=arrays["scores"].astype(np.float32)
         )
-        return QuerySet(instances, candidates, relevant, exclude)
+        return QuerySet(instances, candidates, relevant, answers, exclude)
 
     def corpus(self) -> list[str]:
         """Texts that a model from scratch learns its vocabulary from: training data and store."""
@@ -242,8 +256,9 @@ class RagDataModule(LightningDataModule):
         texts = [task.source(instance).text for instance in train]
         texts += [task.target(instance) for instance in train]
         texts += [task.key(passage).text for passage in self.store.passages]
-        # Few training instances need not show every label.
-        texts += [task.option_target(train[0], label) for label in self.splits.labels]
+        # Few training instances need not show every allowed answer.
+        allowed = self.splits.labels or task.options(train[0]) or ()
+        texts += [task.option_target(train[0], answer) for answer in allowed]
         return texts
 
     def metrics(self) -> MetricCollection:

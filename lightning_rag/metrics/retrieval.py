@@ -196,6 +196,26 @@ def ndcg_at_k(
     return gain / ideal[relevant_count.clamp(min=1, max=k) - 1]
 
 
+def among(ids: Tensor, rows: Tensor) -> Tensor:
+    """Return for each id whether it is one of `rows`.
+
+    By bisection: a frequent answer stands in a large part of a store, which `torch.isin` would
+    sort for every query.
+
+    Args:
+        ids: (N,) rows of the passage store, -1 = padding.
+        rows: (R,) ascending, none negative; on any device.
+
+    Returns:
+        (N,) bool.
+    """
+    if not len(rows):
+        return torch.zeros_like(ids, dtype=torch.bool)
+    rows = rows.to(ids)
+    places = torch.searchsorted(rows, ids.contiguous()).clamp(max=len(rows) - 1)  # (N,)
+    return rows[places] == ids
+
+
 def _of(predictions: Predictions, batch: RagBatch) -> Tensor:
     """Return the ranking, on the device of the batch."""
     return predictions.ranking.to(batch.relevance.device)
@@ -263,6 +283,30 @@ class Success(QueryMean):
         ranking = _of(predictions, batch)
         ids = batch.candidate_ids
         return success_at_k(ranking, batch.relevance, self.k, candidate_ids=ids)
+
+
+class AnswerRecall(QueryMean):
+    """Share of the queries with an answer in one of the first k candidates: "answer_recall@k".
+
+    The figure that DRO's paper (arXiv 2505.03075) calls Recall@k and DPR's (arXiv 2004.04906) top-k
+    retrieval accuracy. It asks for `RagBatch.answer_rows`, where `Success` asks for the relevant
+    passages: the two differ where the data set names these by id.
+
+    Args:
+        k: number of ranks that count.
+    """
+
+    def __init__(self, k: int) -> None:
+        self.k = _check_depth(k)
+        super().__init__(f"answer_recall@{k}")
+
+    def values(self, predictions: Predictions, batch: RagBatch) -> Tensor:
+        """Return the answer recall of each query, (B,)."""
+        ids = batch.candidate_ids
+        held = torch.zeros(ids.shape, dtype=torch.bool, device=ids.device)  # (B, N)
+        for row, rows in enumerate(batch.answer_rows):
+            held[row] = among(ids[row], rows)
+        return success_at_k(_of(predictions, batch), held, self.k, candidate_ids=ids)
 
 
 class ReciprocalRank(QueryMean):

@@ -12,8 +12,10 @@ KILT        deleted      exact match 1, F1 0           empty answers dropped, pr
 DRO's code  to a space   exact match 1, F1 0           like any other
 ==========  ===========  ============================  ====================================
 
-So scores of different papers compare only under the same variant; `ExactMatch` and `TokenF1` are
-SQuAD v1.1's.
+So scores of different papers compare only under the same variant. `ExactMatch` and `TokenF1` name
+theirs: "exact_match" and "f1" are SQuAD v1.1's, "kilt_f1" is KILT's, "dro_f1" that of DRO's code.
+
+Questions with a closed list of answers, such as yes, no and maybe, have `MacroF1` instead.
 """
 
 from __future__ import annotations
@@ -21,13 +23,17 @@ from __future__ import annotations
 import re
 import string
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
+from torchmetrics import Metric
 
 from lightning_rag.metrics.base import QueryMean, answered
 from lightning_rag.types import Predictions, RagBatch
+
+AnswerScore = Callable[[str, Sequence[str]], float]  # of a prediction and accepted answers
 
 ARTICLES = re.compile(r"\b(a|an|the)\b")
 DELETE_PUNCTUATION = str.maketrans("", "", string.punctuation)
@@ -189,25 +195,126 @@ def dro_token_f1(prediction: str, answers: Sequence[str]) -> float:
     return max(_overlap_f1(predicted, normalise_dro(answer)) for answer in _require(answers))
 
 
-class ExactMatch(QueryMean):
-    """Share of the predictions that equal an accepted answer (SQuAD v1.1): "exact_match"."""
+def macro_f1(predictions: Sequence[str], targets: Sequence[str], answers: Sequence[str]) -> float:
+    """Return the unweighted mean over the allowed answers of each one's F1.
 
-    def __init__(self) -> None:
-        super().__init__("exact_match")
+    An answer that is neither predicted nor gold is left out of the mean. A prediction that is none
+    of the allowed answers is a missed gold answer and nothing more; scikit-learn's `f1_score(...,
+    average="macro")`, with which PubMedQA is scored (Jin et al. 2019, arXiv 1909.06146), would take
+    it for one more class with F1 0. Without such predictions the two are equal.
+
+    Args:
+        predictions: one text for each query.
+        targets: the gold answers, in the same order, each one of `answers`.
+        answers: the allowed answers.
+
+    Returns:
+        The mean, in [0, 1]; 0 without any query.
+
+    Raises:
+        ValueError: the two lists differ in length, or a target is no allowed answer.
+    """
+    return _macro_mean(_answer_counts(predictions, targets, answers))
+
+
+def _answer_counts(
+    predictions: Sequence[str], targets: Sequence[str], answers: Sequence[str]
+) -> list[list[int]]:
+    """Count for each of C allowed answers: correct, predicted, gold; (C, 3)."""
+    if len(predictions) != len(targets):
+        raise ValueError(
+            f"predictions: expected {len(targets)}, as many as targets, got {len(predictions)}"
+        )
+    if foreign := set(targets).difference(answers):
+        raise ValueError(f"targets: expected one of {list(answers)}, got {min(foreign)!r}")
+    correct = Counter(p for p, target in zip(predictions, targets, strict=True) if p == target)
+    predicted, gold = Counter(predictions), Counter(targets)
+    return [[correct[answer], predicted[answer], gold[answer]] for answer in answers]
+
+
+def _macro_mean(counts: list[list[int]]) -> float:
+    """Return the mean F1 of the answers that are predicted or gold."""
+    scores = [2 * correct / (p + gold) for correct, p, gold in counts if p + gold]
+    return sum(scores) / max(len(scores), 1)
+
+
+Scorer = Literal["squad", "kilt", "dro"]
+# scorer -> what its figures' names begin with, exact match, token F1
+SCORERS: Mapping[Scorer, tuple[str, AnswerScore, AnswerScore]] = {
+    "squad": ("", exact_match, token_f1),
+    "kilt": ("kilt_", kilt_exact_match, kilt_token_f1),
+    "dro": ("dro_", dro_exact_match, dro_token_f1),
+}
+
+
+class ExactMatch(QueryMean):
+    """Share of the predictions that equal an accepted answer.
+
+    The name is "exact_match" for SQuAD v1.1, "kilt_exact_match" and "dro_exact_match" for the
+    others.
+
+    Args:
+        scorer: whose normalisation.
+    """
+
+    def __init__(self, scorer: Scorer = "squad") -> None:
+        lead, self.score, _ = SCORERS[scorer]
+        super().__init__(f"{lead}exact_match")
 
     def values(self, predictions: Predictions, batch: RagBatch) -> Tensor:
         """Return the exact match of each query, (B,)."""
         pairs = answered(predictions, batch)
-        return torch.tensor([exact_match(text, answers) for text, answers in pairs])
+        return torch.tensor([self.score(text, answers) for text, answers in pairs])
 
 
 class TokenF1(QueryMean):
-    """Mean token F1 of the predictions against their best answer (SQuAD v1.1): "f1"."""
+    """Mean token F1 of the predictions against their best answer.
 
-    def __init__(self) -> None:
-        super().__init__("f1")
+    The name is "f1" for SQuAD v1.1, "kilt_f1" and "dro_f1" for the others.
+
+    Args:
+        scorer: whose normalisation.
+    """
+
+    def __init__(self, scorer: Scorer = "squad") -> None:
+        lead, _, self.score = SCORERS[scorer]
+        super().__init__(f"{lead}f1")
 
     def values(self, predictions: Predictions, batch: RagBatch) -> Tensor:
         """Return the token F1 of each query, (B,)."""
         pairs = answered(predictions, batch)
-        return torch.tensor([token_f1(text, answers) for text, answers in pairs])
+        return torch.tensor([self.score(text, answers) for text, answers in pairs])
+
+
+class MacroF1(Metric):
+    """Mean F1 over the allowed answers, "macro_f1" (`macro_f1`).
+
+    Args:
+        answers: the allowed answers.
+    """
+
+    full_state_update = False
+    higher_is_better = True
+    is_differentiable = False
+    class_counts: Tensor  # (C, 3) correct, predicted, gold
+
+    def __init__(self, answers: Sequence[str]) -> None:
+        super().__init__()
+        self.answers = tuple(answers)
+        zeros = torch.zeros(len(self.answers), 3, dtype=torch.long)
+        self.add_state("class_counts", zeros, dist_reduce_fx="sum")
+
+    def update(self, predictions: Predictions, batch: RagBatch) -> None:
+        """Count the queries of a batch.
+
+        Raises:
+            ValueError: an instance has no allowed answer or the predictions do not fit the batch.
+        """
+        targets = [gold[0] for _, gold in answered(predictions, batch)]
+        counts = _answer_counts(predictions.texts, targets, self.answers)
+        self.class_counts = self.class_counts + torch.tensor(counts, device=self.device)
+
+    def compute(self) -> dict[str, Tensor]:
+        """Return the mean, 0 when there was no query."""
+        mean = _macro_mean(self.class_counts.tolist())
+        return {"macro_f1": torch.tensor(mean, device=self.device)}

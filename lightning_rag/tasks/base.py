@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -12,6 +13,8 @@ from torchmetrics import Metric, MetricCollection
 from lightning_rag.errors import UserError
 from lightning_rag.metrics.retrieval import NDCG, Recall, ReciprocalRank, Success
 from lightning_rag.types import Instance, Passage, Rendered
+
+UNREADABLE = ("C", "Z")  # Unicode's classes of control characters and of white space
 
 
 class Task(ABC):
@@ -37,6 +40,24 @@ class Task(ABC):
         Raises:
             UserError: labels and the task's arguments do not fit.
         """
+
+    def check_answers(self, instances: Iterable[Instance]) -> None:
+        """Check the gold answers of a split; called once for each, after `prepare`.
+
+        Args:
+            instances: the split; those without an answer (to predict on) pass.
+
+        Raises:
+            UserError: an answer without a character that a tokeniser keeps; the message names the
+                instance.
+        """
+        for instance in instances:
+            for answer in instance.answers:
+                if is_blank(answer):
+                    raise UserError(
+                        f"instance {instance.id!r} has the answer {answer!r}; legal: answers with "
+                        "a character that is neither white space nor a control character"
+                    )
 
     @abstractmethod
     def query(self, instance: Instance) -> Rendered:
@@ -123,19 +144,32 @@ class Task(ABC):
         return self.matches(instance, passage)
 
     def relevant_rows(
-        self, instances: Sequence[Instance], passages: Sequence[Passage]
+        self,
+        instances: Sequence[Instance],
+        passages: Sequence[Passage],
+        *,
+        matching: Sequence[NDArray[np.int64]] | None = None,
     ) -> list[NDArray[np.int64]]:
         """Return, for each instance, the ascending rows of its relevant passages.
 
         Equal to asking `relevant` for every pair, in time that grows with the sum of the sizes and
         not with their product. Instances may share one array, so the arrays are read-only.
+
+        Args:
+            instances: the queries.
+            passages: all passages of the store.
+            matching: what `matching_rows` returns for both, where that is known already.
         """
         by_id: dict[str, list[int]] = {}
         if any(instance.relevant for instance in instances):
             for row, passage in enumerate(passages):
                 by_id.setdefault(passage.id, []).append(row)
-        judged = [instance for instance in instances if not instance.relevant]
-        by_contents = iter(self.matching_rows(judged, passages) if judged else ())
+        if matching is None:
+            judged = [instance for instance in instances if not instance.relevant]
+            by_contents = iter(self.matching_rows(judged, passages) if judged else ())
+        else:
+            pairs = zip(instances, matching, strict=True)
+            by_contents = iter([rows for instance, rows in pairs if not instance.relevant])
         return [
             as_rows(row for name in set(instance.relevant) for row in by_id.get(name, ()))
             if instance.relevant
@@ -149,6 +183,14 @@ def as_rows(rows: Iterable[int]) -> NDArray[np.int64]:
     array = np.array(sorted(rows), dtype=np.int64)
     array.flags.writeable = False
     return array
+
+
+def is_blank(text: str) -> bool:
+    """Whether a text is empty or has nothing but white space and control characters.
+
+    Tokenisers drop these, so a model can neither read nor write such a text.
+    """
+    return all(unicodedata.category(character)[0] in UNREADABLE for character in text)
 
 
 def retrieval_metrics(ks: Sequence[int]) -> dict[str, Metric]:

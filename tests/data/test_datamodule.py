@@ -73,6 +73,13 @@ def test_relevance_is_what_the_task_says(tmp_path: Path) -> None:
                 assert batch.excluded_rows[number].tolist() == (own if split == "train" else [])
                 expected = np.isin(batch.candidate_ids[number], helpful).astype(np.float32)
                 assert batch.relevance[number].tolist() == expected.tolist()
+                matching = [
+                    row
+                    for row, passage in enumerate(data.store)
+                    if data.task.matches(instance, passage)
+                    and not (split == "train" and passage.text == instance.text)
+                ]
+                assert batch.answer_rows[number].tolist() == matching
 
 
 def test_training_queries_never_get_themselves(tmp_path: Path) -> None:
@@ -113,6 +120,53 @@ def test_regimes(tmp_path: Path) -> None:
     assert listed.summary()["train"] != whole.summary()["train"]
 
 
+class Spoiled(Reader):
+    """Changes the answers of one instance of a split."""
+
+    def __init__(self, split: str, answers: tuple[str, ...]) -> None:
+        self.split, self.answers = split, answers
+
+    def read(self, root: Path | None, seed: int) -> Splits:
+        splits = SyntheticQuestions(train=16, validation=8, test=8).read(root, seed)
+        first, *others = getattr(splits, self.split)
+        return replace(
+            splits, **{self.split: (replace(first, id="odd", answers=self.answers), *others)}
+        )
+
+
+@pytest.mark.parametrize("split", ["train", "validation", "test"])
+def test_answers_are_checked_before_anything_is_computed(tmp_path: Path, split: str) -> None:
+    reader = Spoiled(split, ("\u200b ",))
+    with pytest.raises(UserError, match="instance 'odd' has the answer"):
+        module(tmp_path, reader=reader, task=QuestionAnswering())
+
+
+class YesOrNo(Reader):
+    """Questions with a closed list of answers, of which the training split shows one."""
+
+    def read(self, root: Path | None, seed: int) -> Splits:
+        splits = SyntheticQuestions(train=16, validation=8, test=8).read(root, seed)
+        said = {"train": ["yes"], "validation": ["yes", "maybe"], "test": ["yes", "no"]}
+        return replace(
+            splits,
+            **{
+                split: tuple(
+                    replace(instance, answers=(answers[number % len(answers)],))
+                    for number, instance in enumerate(getattr(splits, split))
+                )
+                for split, answers in said.items()
+            },
+        )
+
+
+def test_closed_answers(tmp_path: Path) -> None:
+    task = QuestionAnswering(answers=["yes", "no", "maybe"])
+    data = module(tmp_path, reader=YesOrNo(), task=task)
+    assert {"yes", "no", "maybe"} <= set(data.corpus())  # a vocabulary from scratch needs all
+    with pytest.raises(UserError, match=r"has the answers.*exactly one of task.answers, yes, no$"):
+        module(tmp_path, reader=YesOrNo(), task=QuestionAnswering(answers=["yes", "no"]))
+
+
 class Unshared(Reader):
     """Brings no passages: the store is made of the training instances in use."""
 
@@ -150,6 +204,12 @@ def test_passages_of_a_corpus(tmp_path: Path) -> None:
     assert len(data.store) == len(data.splits.passages)
     batch = next(iter(data.val_dataloader()))
     assert all(len(rows) > 0 for rows in batch.relevant_rows)
+    # Its passages are known by id, and an answer stands elsewhere too.
+    pairs = list(zip(batch.relevant_rows, batch.answer_rows, strict=True))
+    assert any(relevant.tolist() != answers.tolist() for relevant, answers in pairs)
+    for instance, rows in zip(batch.instances, batch.answer_rows, strict=True):
+        holding = [r for r, p in enumerate(data.store) if data.task.matches(instance, p)]
+        assert rows.tolist() == holding
     assert set(data.corpus()) >= {data.task.key(data.store[0]).text}
 
 

@@ -43,6 +43,7 @@ def batches(predictions, targets, size=7):
             candidate_scores=empty,
             relevance=empty,
             relevant_rows=[torch.tensor([])] * len(gold),
+            answer_rows=[torch.tensor([])] * len(gold),
             excluded_rows=[torch.tensor([])] * len(gold),
         )
         yield Predictions(texts=list(predictions[start : start + size]), ranking=empty), batch

@@ -11,10 +11,12 @@ from torchmetrics import MetricCollection
 
 from lightning_rag.metrics.retrieval import (
     NDCG,
+    AnswerRecall,
     Precision,
     Recall,
     ReciprocalRank,
     Success,
+    among,
     ndcg_at_k,
     precision_at_k,
     ranked_hits,
@@ -73,6 +75,7 @@ def batch_of(scores, relevance, count, ids):
         candidate_scores=scores,
         relevance=relevance,
         relevant_rows=[torch.arange(int(number)) for number in count],
+        answer_rows=[torch.tensor([])] * len(ids),
         excluded_rows=[torch.tensor([])] * len(ids),
     )
     return Predictions([""] * len(ids), scores), batch
@@ -207,6 +210,29 @@ def test_collection_keeps_metrics_apart_that_start_equal():
     assert found["mrr"] == pytest.approx((1 + 1 / 4) / 2)
 
 
+def test_among_equals_isin():
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.cat([torch.tensor([-1, -1, 0, 29]), torch.randint(30, (40,), generator=generator)])
+    for count in (0, 1, 5, 30):
+        rows = torch.randperm(30, generator=generator)[:count].sort().values
+        assert torch.equal(among(ids, rows), torch.isin(ids, rows))
+    assert not among(ids, torch.tensor([])).any()  # nothing is nothing, whatever its type
+
+
+def test_answer_recall_by_hand():
+    """By the answers' rows and not by relevance; only what was retrieved counts."""
+    scores = torch.tensor([[3.0, 2.0, 1.0], [3.0, 2.0, 1.0], [3.0, 2.0, -torch.inf], [3.0, 2, 1]])
+    ids = torch.tensor([[7, 2, 5], [4, 9, 0], [1, 6, 3], [8, -1, -1]])
+    predictions, batch = batch_of(scores, torch.ones(4, 3), torch.tensor([3] * 4), ids)
+    rows = ([0, 2, 9], [1, 4, 9], [3], [])  # found at rank 2, at rank 1, not retrieved, nowhere
+    batch.answer_rows = [torch.tensor(found) for found in rows]
+    for k, expected in ((1, 0.25), (2, 0.5), (3, 0.5), (9, 0.5)):
+        metric = AnswerRecall(k)
+        metric.update(predictions, batch)
+        assert metric.compute() == {f"answer_recall@{k}": expected}
+        assert metric.values(predictions, batch).shape == (4,)
+
+
 def test_bad_input():
     scores, relevance, count = torch.zeros(2, 3), torch.ones(2, 3), torch.tensor([3, 3])
     with pytest.raises(ValueError, match=r"one shape \(B, N\), got \(2, 3\) and \(2, 2\)"):
@@ -219,7 +245,7 @@ def test_bad_input():
         recall_at_k(scores, relevance, torch.tensor([3]), 1)
     with pytest.raises(ValueError, match=r"query 1 of the batch has 3 relevant .* got 2"):
         ndcg_at_k(scores, relevance, torch.tensor([3, 2]), 1)
-    for metric in (Recall, Precision, Success, NDCG):
+    for metric in (Recall, Precision, Success, AnswerRecall, NDCG):
         with pytest.raises(ValueError, match="k: expected a positive number of ranks, got 0"):
             metric(0)
     with pytest.raises(ValueError, match="got -1"):

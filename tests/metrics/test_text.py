@@ -7,6 +7,7 @@ from statistics import fmean
 import pytest
 import torch
 from torchmetrics import MetricCollection
+from torchmetrics.functional.classification import multiclass_f1_score
 
 from lightning_rag.metrics import text
 from lightning_rag.types import Instance, Predictions, RagBatch
@@ -103,6 +104,7 @@ def update_of(cases):
         candidate_scores=empty,
         relevance=empty,
         relevant_rows=[torch.tensor([])] * len(cases),
+        answer_rows=[torch.tensor([])] * len(cases),
         excluded_rows=[torch.tensor([])] * len(cases),
     )
     return Predictions([case["inputs"]["prediction"] for case in cases], empty), batch
@@ -115,6 +117,59 @@ def test_classes_equal_official_over_split_updates(pairs, aggregate):
         metrics.update(*update_of(cases[start : start + 8]))
     ours = {name: 100 * float(value) for name, value in metrics.compute().items()}
     assert ours == pytest.approx(aggregate["outputs"]["squad_v1_1"], abs=1e-4)
+
+
+def test_classes_of_other_scorers_equal_official(pairs, aggregate):
+    """KILT's over the pairs that it can score, DRO's over all of the aggregate."""
+    kilt = MetricCollection([text.ExactMatch("kilt"), text.TokenF1("kilt")])
+    dro = MetricCollection([text.ExactMatch("dro"), text.TokenF1("dro")])
+    for metrics, ids in ((kilt, "kilt_pair_ids"), (dro, "pair_ids")):
+        cases = [pairs[id_] for id_ in aggregate["inputs"][ids]]
+        for start in range(0, len(cases), 8):
+            metrics.update(*update_of(cases[start : start + 8]))
+    official = aggregate["outputs"]["kilt_downstream"]
+    assert {name: float(value) for name, value in kilt.compute().items()} == pytest.approx(
+        {"kilt_exact_match": official["em"], "kilt_f1": official["f1"]}, abs=1e-6
+    )
+    official = aggregate["outputs"]["dro_code"]  # percent with three digits
+    ours = {name: 100 * float(value) for name, value in dro.compute().items()}
+    wanted = {"dro_exact_match": official["EM"], "dro_f1": official["F1"]}
+    assert ours == pytest.approx(wanted, abs=6e-4)
+
+
+def judged(gold, predictions):
+    """Return predictions and a batch of queries with one gold answer each."""
+    cases = [
+        {"id": str(row), "inputs": {"golds": [answer], "prediction": prediction}}
+        for row, (answer, prediction) in enumerate(zip(gold, predictions, strict=True))
+    ]
+    return update_of(cases)
+
+
+@pytest.mark.parametrize("answers", [("yes", "no"), ("yes", "no", "maybe"), tuple("abcdefg")])
+def test_macro_f1_equals_torchmetrics(answers):
+    generator = torch.Generator().manual_seed(len(answers))
+    for _ in range(20):
+        gold = torch.randint(len(answers), (12,), generator=generator)
+        drawn = torch.randint(len(answers), (12,), generator=generator)
+        theirs = multiclass_f1_score(drawn, gold, num_classes=len(answers), average="macro")
+        words = [[answers[i] for i in rows.tolist()] for rows in (drawn, gold)]
+        assert text.macro_f1(*words, answers) == pytest.approx(float(theirs), abs=1e-6)
+        metric = text.MacroF1(answers)
+        for part in (slice(0, 5), slice(5, 12)):
+            metric.update(*judged(words[1][part], words[0][part]))
+        assert float(metric.compute()["macro_f1"]) == pytest.approx(float(theirs), abs=1e-6)
+
+
+def test_macro_f1_by_hand():
+    answers = ("yes", "no", "maybe")
+    # yes: 1 correct of 2 predicted and 2 gold; no: the one gold is missed; maybe: never seen
+    assert text.macro_f1(["yes", "yes", "perhaps"], ["yes", "no", "yes"], answers) == 0.25
+    assert text.macro_f1([], [], answers) == 0.0
+    with pytest.raises(ValueError, match="predictions: expected 1, as many as targets, got 0"):
+        text.macro_f1([], ["yes"], answers)
+    with pytest.raises(ValueError, match=r"expected one of \['yes', 'no', 'maybe'\], got 'of'"):
+        text.macro_f1(["yes"], ["of"], answers)
 
 
 def test_bad_input():

@@ -22,8 +22,8 @@ from lightning_rag.metrics.relation import (
     SemEval2010F1,
     TacredF1,
 )
-from lightning_rag.metrics.retrieval import NDCG, Recall, ReciprocalRank, Success
-from lightning_rag.metrics.text import ExactMatch, TokenF1
+from lightning_rag.metrics.retrieval import NDCG, AnswerRecall, Recall, ReciprocalRank, Success
+from lightning_rag.metrics.text import ExactMatch, MacroF1, TokenF1
 from lightning_rag.types import Instance, Predictions, RagBatch
 
 # 11 batches of 4 queries: an odd number, so that the processes see different numbers of batches.
@@ -52,6 +52,7 @@ def make_batch(number: int) -> tuple[Predictions, RagBatch]:
         candidate_scores=ranking,
         relevance=relevance,
         relevant_rows=[torch.arange(int(number) + 1) for number in relevance.sum(dim=1)],
+        answer_rows=[torch.arange(0, 8, 2 + i) for i in range(4)],
         excluded_rows=[torch.tensor([])] * 4,
     )
     return Predictions(texts, ranking), batch
@@ -71,6 +72,8 @@ def make_metrics() -> MetricCollection:
             "recall@1": Recall(1),
             "recall@5": Recall(5),
             "success@1": Success(1),
+            "answer_recall@1": AnswerRecall(1),
+            "macro": MacroF1(SEMEVAL2010_LABELS),
             "mrr": ReciprocalRank(),
             "ndcg@5": NDCG(5),
         }

@@ -342,6 +342,7 @@ def batch_of(labels):
         candidate_scores=torch.zeros(size, 6),
         relevance=relevance,
         relevant_rows=[row.nonzero().flatten() for row in relevance],
+        answer_rows=[row.nonzero().flatten() for row in relevance],
         excluded_rows=[torch.tensor([])] * size,
     )
 
