@@ -256,11 +256,12 @@ class ListwiseSelector(Selector):
                 repeated.append(prompt)
                 chains.append(chain(kind, chosen))
         shape = len(prompts), num_samples
-        log_prob = self.generator.score(repeated, chains).view(shape)
-        log_proposal = log_prob
-        if self.proposal_temperature == self.top_p == 1:
-            written = [output for outputs in texts for output in outputs]
-            log_proposal = self.generator.score(repeated, written).view(shape)
+        on_policy = self.proposal_temperature == self.top_p == 1
+        written = [output for outputs in texts for output in outputs] if on_policy else []
+        # In one call, which computes what is written as it should be once.
+        scores = self.generator.score(repeated * (1 + on_policy), chains + written)
+        log_prob = scores[: len(chains)].view(shape)
+        log_proposal = scores[-len(chains) :].view(shape)
         positions = torch.tensor(lists, device=log_prob.device).view(*shape, self.k)
         nothing = (positions < 0).all(dim=-1)  # (B, S): no candidate, no choice
         return Sampled(

@@ -23,7 +23,7 @@ def kind(request):
 
 @pytest.fixture
 def build(corpus):
-    def make(kind="concatenate", k=2, size=4, dropout=0.0, checkpointing=False, **options):
+    def make(kind="concatenate", k=2, size=4, dropout=0.0, checkpointing=False, std=0.4, **options):
         tiny = TinyConfig(vocab_size=300, hidden_size=16, heads=2, layers=1, dropout=dropout)
         config = dataclasses.replace(
             KINDS[kind], tiny=tiny, gradient_checkpointing=checkpointing, max_target_length=20
@@ -32,7 +32,7 @@ def build(corpus):
         selector = ListwiseSelector(config, corpus, k, size, **options)
         for weight in selector.parameters():  # larger than at the start, so that choices differ
             if weight.ndim > 1:
-                torch.nn.init.normal_(weight, std=0.4)
+                torch.nn.init.normal_(weight, std=std)
         return selector
 
     return make
@@ -294,6 +294,118 @@ def test_prompts_are_read_once_for_all_samples(build, kind, offer):
     # Each further sample costs the tokens that begin a chain and those up to the second choice.
     each = len(tokens.before) + 1 + len(tokens.between)
     assert many.tokens - one.tokens == 5 * 3 * each
+
+
+OUTPUTS = {  # of 4 candidates K = 2; columns, and whether nothing had to be mended
+    "[3] > [1]": ([2, 0], True),
+    "3, 1": ([2, 0], True),
+    "[3] > [3] > [1]": ([2, 0], False),  # a repeat
+    "[9] > [0] > [2]": ([1, 0], False),  # out of range
+    "[4]": ([3, 0], False),  # too short
+    "[4] > [3] > [2]": ([3, 2], False),  # too long
+    "no idea": ([0, 1], False),  # garbage
+    "": ([0, 1], False),
+}
+
+
+@pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.7, 1.0), (1.0, 0.9)])
+def test_written_lists_are_mended(build, kind, offer, monkeypatch, temperature, top_p):
+    selector = build(kind, decoding="string", proposal_temperature=temperature, top_p=top_p)
+    offer = Offer(offer.queries[:2], offer.passages[:2], 4)
+    asked = []
+
+    def sample(prompts, num_samples, *, temperature, top_p):
+        asked.append((num_samples, temperature, top_p))
+        return [list(OUTPUTS)] * 2
+
+    monkeypatch.setattr(selector.generator, "sample", sample)
+    sampled = selector.sample(offer, len(OUTPUTS))
+    assert asked == [(len(OUTPUTS), temperature, top_p)]
+    assert sampled.positions[0].tolist() == [columns for columns, _ in OUTPUTS.values()]
+    assert sampled.valid[0].tolist() == [valid for _, valid in OUTPUTS.values()]
+    # The query with one candidate: only its own number alone is a list.
+    assert sampled.positions[1].tolist() == [[0, -1]] * len(OUTPUTS)
+    assert not sampled.valid[1].any()
+    with torch.no_grad():
+        log_prob = selector.log_prob(offer, sampled.positions)
+        prompts = [prompt for prompt in selector.prompts(offer) for _ in OUTPUTS]
+        written = selector.generator.log_likelihood(prompts, list(OUTPUTS) * 2).view(2, -1)
+    torch.testing.assert_close(sampled.log_prob, log_prob, atol=1e-4, rtol=1e-4)
+    if temperature == top_p == 1:
+        torch.testing.assert_close(sampled.log_proposal, written, atol=1e-4, rtol=1e-4)
+        assert (sampled.log_prob[0] == sampled.log_proposal[0]).tolist() == [True] + [False] * 7
+    else:
+        assert torch.equal(sampled.log_proposal, sampled.log_prob)
+
+
+def test_log_prob_of_a_written_list_is_that_of_its_chain(build, kind, offer):
+    selector = build(kind, decoding="string")
+    positions = torch.tensor([[[2, 0], [2, 0], [1, -1]], [[0, -1], [-1, -1], [0, -1]]])
+    offer = Offer(offer.queries[:2], offer.passages[:2], 4)
+    got = selector.log_prob(offer, positions)
+    expected = torch.zeros(2, 3)
+    chains = [["[3] > [1]", "[3] > [1]", "[2]"], ["[1]", "", "[1]"]]
+    for b, s in ((b, s) for b in range(2) for s in range(3)):
+        answer = chain_ids(selector, chains[b][s])
+        log_p = full_logits(selector, offer, b, answer).log_softmax(-1)
+        if chains[b][s]:  # of no candidate nothing has to be written
+            expected[b, s] = log_p[range(len(answer)), answer].sum()
+    torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-4)
+    parameters = list(selector.parameters())
+    gradients = torch.autograd.grad(got.sum(), parameters, allow_unused=True)
+    naive = torch.autograd.grad(expected.sum(), parameters, allow_unused=True)
+    for a, b in zip(gradients, naive, strict=True):
+        if a is not None:
+            torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-3)
+
+
+def test_a_trained_selector_writes_what_it_says(build, kind, offer, all_lists):
+    selector = build(kind, decoding="string", std=0.1)
+    offer = Offer(offer.queries[:1], offer.passages[:1], 4)
+    taught = torch.tensor([[[2, 0], [2, 0], [2, 0], [1, 3]]])
+    optimizer = torch.optim.AdamW(selector.parameters(), lr=2e-2)
+    for _ in range(80):
+        loss = -selector.log_prob(offer, taught).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    torch.manual_seed(0)
+    sampled = selector.sample(offer, 1000)
+    assert sampled.valid.float().mean() > 0.5
+    first = (sampled.positions == taught[:, :1]).all(dim=-1)
+    as_told = (sampled.log_prob - sampled.log_proposal).abs() < 1e-5  # other texts mean it too
+    share = (first & as_told).float().mean().item()
+    positions, _ = all_lists(offer, 2)
+    probability = selector.log_prob(offer, positions).exp()[0]
+    assert probability.sum() < 1
+    best = (positions[0] == taught[0, 0]).all(dim=-1)
+    assert share == pytest.approx(probability[best].item(), abs=0.06)
+    assert selector.rank(offer).argsort(descending=True)[0, :2].tolist() == [2, 0]
+
+
+def test_rank_by_what_is_written(build, offer, monkeypatch):
+    selector = build(decoding="string")
+    outputs = ["[3] > [3] > [7] > [1]", "nothing", "[2]"]
+    monkeypatch.setattr(selector.generator, "generate", lambda prompts: outputs)
+    ranks = selector.rank(offer)
+    none = -torch.inf
+    assert ranks.tolist() == [[3, 2, 4, 1], [1, none, none, none], [2, 3, 1, none]]
+
+
+def test_strings_need_no_single_tokens(build, offer):
+    assert build(decoding="string", size=12, k=1).kind == "numbers"
+    assert build(decoding="string", identifiers="letters").kind == "letters"
+    assert build(decoding="string", identifiers="numbers", size=100, k=1).kind == "numbers"
+
+
+def test_strings_of_queries_without_candidates(build, offer):
+    selector = build(decoding="string")
+    few = Offer(offer.queries[:2], [[], offer.passages[0]], 4)
+    sampled = selector.sample(few, 2)
+    assert sampled.positions[0].tolist() == [[-1, -1]] * 2
+    assert sampled.log_prob[0].tolist() == sampled.log_proposal[0].tolist() == [0, 0]
+    assert sampled.valid[0].all()
+    assert selector.rank(few)[0].tolist() == [-torch.inf] * 4
 
 
 def test_more_candidates_than_names(build, offer):
