@@ -54,9 +54,10 @@ class QuestionAnswering(Task):
             and dro_f1, as DRO's released code does (`metrics.text` has the differences). The F1 of
             the first one selects models.
         answers: all answers there are, for questions such as PubMedQA's: "yes", "no" and "maybe",
-            in quotes, because a bare yes is a truth value in YAML. None for free text. A closed list is what decoding by options chooses from; accuracy,
-            invalid_rate and macro_f1 then take the place of the scorers' figures, and accuracy
-            selects models. Every instance has exactly one of them.
+            in quotes, because a bare yes is a truth value in YAML. None for free text. Decoding by
+            options chooses from a closed list; accuracy, invalid_rate and macro_f1 then take the
+            place of the scorers' figures, and accuracy selects models. Every instance has exactly
+            one of the answers.
         prompt: how the generator is asked: "plain", the question alone, for models that are
             trained; "instruction", after what to do with the passages and how to answer, for models
             that follow instructions. The passages stand where the generator puts them, before or
@@ -197,9 +198,9 @@ class QuestionAnswering(Task):
 
         found: dict[str, NDArray[np.int64]] = {}
         for answer in set().union(*answers):
-            words = answer.split()
-            rarest = min((rows_of.get(word, []) for word in words), key=len)
-            if len(words) > 1:
+            parts = answer.split()
+            rarest = min((rows_of.get(word, []) for word in parts), key=len)
+            if len(parts) > 1:
                 rarest = [row for row in rarest if answer in haystack[row]]
             found[answer] = np.array(rarest, dtype=np.int64)
         # instances with equal answers share an array: those of a frequent one are long
