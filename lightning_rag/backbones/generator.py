@@ -4,67 +4,28 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
-from lightning_rag.backbones.backbone import Backbone
-from lightning_rag.backbones.config import GeneratorConfig
-from lightning_rag.backbones.continuation import Continuation
-from lightning_rag.backbones.inputs import input_embeddings, tokenize
+from lightning_rag.backbones.continuation import Continuation, sample_tokens
+from lightning_rag.backbones.prompted import PromptedBackbone
 from lightning_rag.backbones.scoring import ScoringPlan, plan_scoring
-from lightning_rag.backbones.trie import Trie, build_trie
-from lightning_rag.backbones.truncation import Fitted, Piece, fit
-from lightning_rag.errors import UserError
 from lightning_rag.functional.likelihood import sequence_log_likelihood
-from lightning_rag.types import Prompt, Rendered
+from lightning_rag.types import Prompt
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-    from lightning_rag.backbones.lora import FrozenBase
-
-TRIES_KEPT = 1024  # distinct lists of allowed answers whose tries stay in memory
 ROWS_PER_CALL = 512  # prefixes of allowed answers that a decoder reads in one call
 
 
-class Generator(Backbone, ABC):
+class Generator(PromptedBackbone, ABC):
     """Reads a query with its passages and writes an answer.
 
     Args:
         model: a generator of the transformers library.
         tokenizer: its fast tokeniser.
         config: limits and input modes.
-
-    Attributes:
-        hidden_size: D, the width of the input embeddings, and so of soft prompts.
-        end_id: the token that ends an answer.
-        frozen_base: the weights that checkpoints leave out, with adapters on a pretrained model.
     """
-
-    config: GeneratorConfig
-
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        config: GeneratorConfig,
-    ) -> None:
-        super().__init__(model, tokenizer, config)
-        if config.max_target_length < 2:
-            raise UserError(f"max_target_length must be at least 2, got {config.max_target_length}")
-        if config.num_beams < 1:
-            raise UserError(f"num_beams must be at least 1, got {config.num_beams}")
-        self.hidden_size: int = input_embeddings(model).embedding_dim
-        end_id = tokenizer.eos_token_id
-        self.end_id: int = tokenizer.sep_token_id if end_id is None else end_id
-        # Tokens that begin every answer and are scored with it (BART's <s>), usually none.
-        self.answer_prefix: tuple[int, ...] = ()
-        self._tries: dict[tuple[str, ...], Trie] = {}
-        self.frozen_base: FrozenBase | None = None
 
     def log_likelihood(
         self,
@@ -92,23 +53,62 @@ class Generator(Backbone, ABC):
             ValueError: numbers of prompts, targets and soft prompts that differ.
         """
         self._check_batch(prompts, soft_prompt)
-        if len(targets) != len(prompts):
-            raise ValueError(f"{len(prompts)} prompts need as many targets, got {len(targets)}")
+        self._check_targets(prompts, targets)
         answers = self._answers(targets)
         self.tokens += sum(len(answer) for answer in answers)
         rows = torch.tensor([b for b, answer in enumerate(answers) for _ in answer])
         steps = torch.tensor([t for answer in answers for t in range(len(answer))])
         rows, steps = rows.to(self.device), steps.to(self.device)
         logits = self._answer_logits(prompts, answers, rows, steps, soft_prompt)  # (N, V)
-        labels = torch.tensor([token for answer in answers for token in answer])
-        # One answer token per row of (N, 1, V): padding has no logits at all.
-        each = sequence_log_likelihood(logits[:, None], labels[:, None].to(logits.device))
+        each = _log_p(logits, [token for answer in answers for token in answer])
         # Placed, not added up at random: the order of a sum changes its last bits.
         table = each.new_zeros(len(answers), max(map(len, answers)))
-        total = table.index_put((rows, steps), each).sum(dim=1)
-        if reduction == "sum":
-            return total
-        return total / total.new_tensor([len(answer) for answer in answers])
+        return _reduced(table.index_put((rows, steps), each), answers, reduction)
+
+    @torch.no_grad()
+    def score(
+        self,
+        prompts: Sequence[Prompt],
+        targets: Sequence[str],
+        *,
+        reduction: Literal["sum", "mean"] = "sum",
+        token_budget: int = 8192,
+    ) -> Tensor:
+        """Log-likelihood of many targets without gradient: `log_likelihood`, sooner.
+
+        Equal pairs of prompt and target are computed once, and so is what prompts have in common:
+        their beginning with one decoder, pairs of query and passage with fused passages. Pairs of
+        about the same length go together, as many as the budget allows.
+
+        Args:
+            prompts: n prompts; those of a query need not stand together.
+            targets: n answers.
+            reduction: "sum" or "mean" over the tokens of each target.
+            token_budget: padded tokens of one call of the model; the memory grows with it. A longer
+                pair goes on its own.
+
+        Returns:
+            (n,) float32, in nats; as `log_likelihood` up to rounding.
+
+        Raises:
+            ValueError: no prompt, numbers that differ, or a budget below 1.
+        """
+        self._check_batch(prompts, None)
+        self._check_targets(prompts, targets)
+        if token_budget < 1:
+            raise ValueError(f"token_budget must be at least 1, got {token_budget}")
+        keys = [(_key(prompt), target) for prompt, target in zip(prompts, targets, strict=True)]
+        numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
+        first = {key: i for i, key in reversed(list(enumerate(keys)))}
+        chosen = [first[key] for key in numbers]
+        answers = self._answers([targets[i] for i in chosen])
+        table = torch.zeros(len(chosen), max(map(len, answers)), device=self.device)
+        with self.activations_kept():
+            scored = self._scored_logits([prompts[i] for i in chosen], answers, token_budget)
+            for rows, steps, logits in scored:
+                labels = [answers[row][step] for row, step in zip(rows, steps, strict=True)]
+                table[rows, steps] = _log_p(logits, labels)
+        return _reduced(table, answers, reduction)[[numbers[key] for key in keys]]
 
     def choose(
         self,
@@ -213,8 +213,42 @@ class Generator(Backbone, ABC):
         with self.activations_kept():
             continuation = self._read(prompts, None)
         rows = torch.arange(len(prompts), device=self.device)
-        continuation.spread(rows.repeat_interleave(copies))
-        return continuation
+        return continuation.spread(rows.repeat_interleave(copies))
+
+    @torch.no_grad()
+    def sample(
+        self,
+        prompts: Sequence[Prompt],
+        num_samples: int,
+        *,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+    ) -> list[list[str]]:
+        """Draw answers, from torch's global random generator; each prompt is read once.
+
+        Args:
+            prompts: B prompts.
+            num_samples: answers for each, independent of each other.
+            temperature: divides the logits.
+            top_p: at each token, keep the most probable ones, as few as have this probability
+                together.
+
+        Returns:
+            per prompt `num_samples` answers without special tokens, cut to the target limit.
+
+        Raises:
+            ValueError: a number out of range.
+        """
+        continuation = self.begin(prompts, num_samples)
+        if self.answer_prefix:
+            prefix = torch.tensor(self.answer_prefix, device=self.device)
+            continuation.append(prefix.expand(len(continuation.logits), -1))
+        limit = self.config.max_target_length - len(self.answer_prefix)
+        tokens = sample_tokens(
+            continuation, self.end_id, limit, temperature=temperature, top_p=top_p
+        )
+        texts = self._decode(tokens)
+        return [texts[i : i + num_samples] for i in range(0, len(texts), num_samples)]
 
     def _shared_scores(
         self, prompts: Sequence[Prompt], plan: ScoringPlan, soft_prompt: Tensor | None
@@ -226,79 +260,13 @@ class Generator(Backbone, ABC):
         root_logits = continuation.logits[roots]
         inner_logits = root_logits[:0]
         if plan.row_tokens:
-            continuation.spread(torch.tensor(plan.row_prompts, device=self.device))
-            inner_logits = continuation.read(
+            prompt_of_row = torch.tensor(plan.row_prompts, device=self.device)
+            inner_logits = continuation.spread(prompt_of_row).read(
                 self._padded(plan.row_tokens),
                 torch.tensor(plan.inner_rows, device=self.device),
                 torch.tensor(plan.inner_columns, device=self.device),
             )
         return plan.scores(root_logits, inner_logits)
-
-    def answer_pieces(self, texts: Sequence[str]) -> list[Piece]:
-        """Return the tokens of answers, without `answer_prefix` and end.
-
-        Their offsets are in the text as the model writes it after a prompt, `piece.rendered.text`,
-        which may have a space in front.
-        """
-        return tokenize(self.tokenizer, [Rendered(self._answer_text(text)) for text in texts])
-
-    def recompute_activations(self, wanted: bool) -> None:
-        """Compute activations again in the backward pass (gradient checkpointing), or keep them.
-
-        Raises:
-            UserError: the model cannot do that.
-        """
-        model = self.model
-        # transformers 5 gave it another name, and warns of the old one.
-        new = hasattr(model, "activation_checkpointing_enable")
-        if not wanted:
-            if new:
-                model.activation_checkpointing_disable()  # type: ignore[no-untyped-call]
-            else:
-                model.gradient_checkpointing_disable()  # type: ignore[no-untyped-call]
-            return
-        try:
-            # The older, reentrant kind has no gradient where the input embeddings have none.
-            settings = {"use_reentrant": False}
-            if new:
-                model.activation_checkpointing_enable(settings)
-            else:
-                model.gradient_checkpointing_enable(settings)  # type: ignore[no-untyped-call]
-        except ValueError as error:
-            raise UserError(
-                f"generator.gradient_checkpointing: {type(self.model).__name__} cannot recompute "
-                f"its activations ({error}); legal: false"
-            ) from error
-
-    @contextmanager
-    def activations_kept(self) -> Iterator[None]:
-        """Do without gradient checkpointing: it has no caches of keys and values."""
-        if not (self.config.gradient_checkpointing and self.training):
-            yield
-            return
-        self.recompute_activations(False)
-        try:
-            yield
-        finally:
-            self.recompute_activations(True)
-
-    def get_extra_state(self) -> Tensor:
-        """What belongs to the weights: a tiny model's tokeniser, or which model has adapters."""
-        if self.frozen_base is None:
-            return super().get_extra_state()
-        return torch.tensor(list(self.frozen_base.fingerprint.encode()), dtype=torch.uint8)
-
-    def set_extra_state(self, state: Tensor) -> None:
-        """Take the tokeniser of a tiny model from a checkpoint.
-
-        Raises:
-            UserError: adapters of another model.
-        """
-        if self.frozen_base is not None and state.numel():
-            self.frozen_base.check(bytes(state.tolist()).decode(), self.config)
-        elif self.config.source == "tiny":
-            super().set_extra_state(state)
-        self._tries.clear()  # made of the former tokeniser's tokens
 
     @abstractmethod
     def check_soft_prompt(self, size: int) -> None:
@@ -334,115 +302,42 @@ class Generator(Backbone, ABC):
         """Return the logits (N, V) that predict token `steps[n]` of the answer of `rows[n]`."""
 
     @abstractmethod
+    def _scored_logits(
+        self, prompts: Sequence[Prompt], answers: Sequence[tuple[int, ...]], token_budget: int
+    ) -> Iterator[tuple[list[int], list[int], Tensor]]:
+        """Yield rows and steps of all answers' tokens with the logits (N, V) that predict them."""
+
+    @abstractmethod
     def _read(self, prompts: Sequence[Prompt], soft_prompt: Tensor | None) -> Continuation:
         """Read B prompts: a continuation with one row for each."""
 
-    def _padded(self, rows: Sequence[Sequence[int]]) -> Tensor:
-        """Return rows of tokens padded on the right (B, T)."""
-        tensors = [torch.tensor(row, dtype=torch.long) for row in rows]
-        padded = pad_sequence(tensors, batch_first=True, padding_value=self.pad_id)
-        return padded.to(self.device)
+    def _check_targets(self, prompts: Sequence[Prompt], targets: Sequence[str]) -> None:
+        if len(targets) != len(prompts):
+            raise ValueError(f"{len(prompts)} prompts need as many targets, got {len(targets)}")
 
-    def _answer_text(self, answer: str) -> str:
-        """Return an answer as the model writes it after its prompt."""
-        return answer
 
-    def _fit(
-        self, prompts: Sequence[Prompt], limit: int, separator: int, split: bool
-    ) -> list[list[Fitted]]:
-        """Tokenise prompts and cut them to a limit.
+def _log_p(logits: Tensor, labels: Sequence[int]) -> Tensor:
+    """Return the log-probabilities (N,) of tokens, given logits (N, V)."""
+    # One answer token per row of (N, 1, V): padding has no logits at all.
+    wanted = torch.tensor(labels, device=logits.device)[:, None]
+    return sequence_log_likelihood(logits[:, None], wanted)
 
-        Args:
-            prompts: B prompts.
-            limit: tokens of one input without the special tokens around it.
-            separator: further tokens that each passage costs.
-            split: one input for each passage, instead of one for the prompt.
 
-        Returns:
-            per prompt its inputs.
-        """
-        texts = [text for prompt in prompts for text in (prompt.query, *prompt.passages)]
-        pieces = iter(tokenize(self.tokenizer, texts))
-        fitted = []
-        for prompt in prompts:
-            query = next(pieces)
-            passages = [next(pieces) for _ in prompt.passages]
-            groups = [[passage] for passage in passages] if split and passages else [passages]
-            inputs = [
-                fit(
-                    query,
-                    group,
-                    limit,
-                    separator=separator,
-                    passage_limit=self.config.max_passage_length,
-                )
-                for group in groups
-            ]
-            self.truncated += sum(one.truncated for one in inputs)
-            fitted.append(inputs)
-        return fitted
+def _reduced(
+    table: Tensor, answers: Sequence[Sequence[int]], reduction: Literal["sum", "mean"]
+) -> Tensor:
+    """Return the sum or mean (B,) of the answers' log-probabilities (B, T), 0 after their end."""
+    total = table.sum(dim=1)
+    if reduction == "sum":
+        return total
+    return total / total.new_tensor([len(answer) for answer in answers])
 
-    def _answers(self, targets: Sequence[str]) -> list[tuple[int, ...]]:
-        """Return the tokens of answers, ended, and cut to the target limit."""
-        limit = self.config.max_target_length
-        answers = []
-        for tokens in self._whole_answers(targets):
-            if len(tokens) > limit:
-                self.truncated += 1
-                tokens = (*tokens[: limit - 1], self.end_id)
-            answers.append(tokens)
-        return answers
 
-    def _whole_answers(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
-        """Return the tokens of answers, ended."""
-        return [
-            (*self.answer_prefix, *piece.ids, self.end_id) for piece in self.answer_pieces(texts)
-        ]
-
-    def _trie(self, options: tuple[str, ...]) -> Trie:
-        """Return the trie of a list of allowed answers, built once for equal lists."""
-        if options in self._tries:
-            return self._tries[options]
-        if len(set(options)) < len(options):
-            twice = sorted({option for option in options if options.count(option) > 1})
-            raise ValueError(f"allowed answers must differ, got more than once: {twice}")
-        answers = self._whole_answers(options)
-        longest = max(map(len, answers), default=0)
-        if longest > self.config.max_target_length:
-            raise UserError(
-                f"max_target_length must be at least {longest} for the allowed answers, "
-                f"got {self.config.max_target_length}"
-            )
-        if len(self._tries) >= TRIES_KEPT:
-            self._tries.clear()
-        if len(set(answers)) < len(answers):
-            same = [
-                option for option, a in zip(options, answers, strict=True) if answers.count(a) > 1
-            ]
-            raise UserError(f"allowed answers are the same tokens to this tokeniser: {same[:6]}")
-        self._tries[options] = build_trie(answers)
-        return self._tries[options]
-
-    def _check_batch(self, prompts: Sequence[Prompt], soft_prompt: Tensor | None) -> None:
-        """Refuse an empty batch and soft prompts that do not fit it."""
-        if not prompts:
-            raise ValueError("at least one prompt is needed, got none")
-        if soft_prompt is not None and (
-            soft_prompt.dim() != 3
-            or soft_prompt.shape[0] != len(prompts)
-            or soft_prompt.shape[2] != self.hidden_size
-        ):
-            raise ValueError(
-                f"soft_prompt must be (B={len(prompts)}, P, D={self.hidden_size}), "
-                f"got {tuple(soft_prompt.shape)}"
-            )
-
-    def _decode(self, sequences: Tensor) -> list[str]:
-        """Return generated tokens as text."""
-        texts: list[str] = self.tokenizer.batch_decode(
-            sequences, skip_special_tokens=True, clean_up_tokenization_spaces=False
-        )
-        return [text.strip() for text in texts]
+def _key(prompt: Prompt) -> tuple[object, ...]:
+    """Return what equal prompts have in common."""
+    return tuple(
+        (text.text, tuple(sorted(text.spans.items()))) for text in (prompt.query, *prompt.passages)
+    )
 
 
 def _batches(sizes: Sequence[int], limit: int) -> Iterator[tuple[int, int]]:

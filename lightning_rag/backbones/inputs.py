@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
+RowKey = tuple[tuple[int, ...], tuple[int, ...]]
+
+
 @dataclass(frozen=True)
 class Layout:
     """The special tokens that a tokeniser puts around one text and between two."""
@@ -32,6 +35,11 @@ class Row:
 
     ids: list[int]
     segments: list[int]  # token type ids
+
+    @property
+    def key(self) -> RowKey:
+        """What equal inputs have in common."""
+        return tuple(self.ids), tuple(self.segments)
 
 
 @dataclass

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from lightning_rag.backbones.backbone import check_length
 from lightning_rag.backbones.config import GeneratorConfig
 from lightning_rag.backbones.continuation import Continuation
 from lightning_rag.backbones.generator import Generator
-from lightning_rag.backbones.inputs import Layout, Row, input_embeddings, place_soft_prompt
+from lightning_rag.backbones.inputs import Layout, Row, RowKey, input_embeddings, place_soft_prompt
+from lightning_rag.backbones.prefixes import within_budget
 from lightning_rag.backbones.scoring import logits_at
 from lightning_rag.backbones.truncation import Fitted
 from lightning_rag.errors import UserError
@@ -59,11 +61,18 @@ class DecoderContinuation(Continuation):
     def _read(self, tokens: Tensor) -> Tensor:
         return self.generator.logits(self.encoded, tokens, self.cache)
 
-    def _spread(self, prompts: Tensor) -> None:
+    def _share(self, prompts: Tensor) -> None:
+        from transformers import EncoderDecoderCache
+
+        from lightning_rag.backbones.shared_cache import share
+
         # Only the size of the states matters from here on: their keys and values are kept.
         states = self.encoded.states[:1].expand(len(prompts), -1, -1)
         self.encoded = EncodedPrompts(states, self.encoded.mask[prompts])
-        self.cache.batch_select_indices(prompts)
+        self.cache = EncoderDecoderCache(
+            share(self.cache.self_attention_cache, prompts),
+            share(self.cache.cross_attention_cache, prompts),
+        )
 
 
 class SequenceToSequenceGenerator(Generator):
@@ -134,7 +143,16 @@ class SequenceToSequenceGenerator(Generator):
         soft_prompt: Tensor | None,
     ) -> Tensor:
         """Return the logits (N, V) that predict token `steps[n]` of the answer of `rows[n]`."""
-        encoded = self._encode(prompts, soft_prompt)
+        return self._written_logits(self._encode(prompts, soft_prompt), answers, rows, steps)
+
+    def _written_logits(
+        self,
+        encoded: EncodedPrompts,
+        answers: Sequence[Sequence[int]],
+        rows: Tensor,
+        steps: Tensor,
+    ) -> Tensor:
+        """Return the logits (N, V) that predict token `steps[n]` of the answer of `rows[n]`."""
         inputs = self._padded([(self.start_id, *answer[:-1]) for answer in answers])
         with logits_at(self.model, rows, steps):
             return self.logits(encoded, inputs, None)
@@ -163,29 +181,102 @@ class SequenceToSequenceGenerator(Generator):
         logits: Tensor = output.logits
         return logits
 
+    def _scored_logits(
+        self, prompts: Sequence[Prompt], answers: Sequence[tuple[int, ...]], token_budget: int
+    ) -> Iterator[tuple[list[int], list[int], Tensor]]:
+        """Yield rows and steps of all answers' tokens with the logits (N, V) that predict them.
+
+        Fused, the prompts of a query that have a passage in common have an encoder input in common;
+        it is encoded once.
+        """
+        inputs = self._inputs(prompts, 0)
+        lengths = [
+            sum(len(row.ids) for row in rows) + len(answer)
+            for rows, answer in zip(inputs, answers, strict=True)
+        ]
+        for together in _queries_together(prompts, lengths, token_budget):
+            states = self._states_once([row for b in together for row in inputs[b]], token_budget)
+            for batch in within_budget([lengths[b] for b in together], token_budget):
+                chosen = [together[c] for c in batch]
+                joined = [torch.cat([states[row.key] for row in inputs[b]]) for b in chosen]
+                mask = [torch.ones(len(one), dtype=torch.long) for one in joined]
+                encoded = EncodedPrompts(
+                    pad_sequence(joined, batch_first=True),
+                    pad_sequence(mask, batch_first=True).to(self.device),
+                )
+                rows = [i for i, b in enumerate(chosen) for _ in answers[b]]
+                steps = [t for b in chosen for t in range(len(answers[b]))]
+                logits = self._written_logits(
+                    encoded,
+                    [answers[b] for b in chosen],
+                    torch.tensor(rows, device=self.device),
+                    torch.tensor(steps, device=self.device),
+                )
+                yield [chosen[i] for i in rows], steps, logits
+
+    def _states_once(self, rows: Sequence[Row], token_budget: int) -> dict[RowKey, Tensor]:
+        """Encode rows, equal ones once; return the states (length, D) of each."""
+        distinct = list({row.key: row for row in rows}.values())
+        states: dict[RowKey, Tensor] = {}
+        for batch in within_budget([len(row.ids) for row in distinct], token_budget):
+            chosen = [distinct[i] for i in batch]
+            output, _ = self._encoder_states(chosen, None)
+            states.update(
+                (row.key, one[: len(row.ids)]) for row, one in zip(chosen, output, strict=True)
+            )
+        return states
+
     def _encode(self, prompts: Sequence[Prompt], soft_prompt: Tensor | None) -> EncodedPrompts:
-        """Run the encoder once over each prompt."""
-        fuse = self.config.passages == "fuse"
-        special = len(self.layout.prefix) + len(self.layout.suffix)
-        limit = self.config.max_source_length - special
-        fitted = self._fit(prompts, limit, len(self.layout.middle), split=fuse)
+        """Run the encoder over each prompt, once over equal inputs without soft prompt."""
         size = 0 if soft_prompt is None else soft_prompt.shape[1]
-        position = 1 if self.config.soft_prompt_position == "insert" else 0
-        rows = [self._row(one, size, position) for inputs in fitted for one in inputs]
-        check_length("soft prompt and source", max(len(r.ids) for r in rows), self._encoder())
-        batch = self._pad(rows)
-        counts = [len(inputs) for inputs in fitted]
-        embeddings = input_embeddings(self.model)(batch.ids)  # (rows, L, D)
+        inputs = self._inputs(prompts, size)
+        counts = [len(rows) for rows in inputs]
+        rows = [row for one in inputs for row in one]
         if soft_prompt is not None and size:
             repeated = soft_prompt.repeat_interleave(torch.tensor(counts, device=self.device), 0)
-            first = torch.full((len(rows),), position, device=self.device)
-            embeddings = place_soft_prompt(embeddings, repeated, first)
+            states, mask = self._encoder_states(rows, repeated)
+        else:
+            number = {key: i for i, key in enumerate(dict.fromkeys(row.key for row in rows))}
+            distinct = list({row.key: row for row in rows}.values())
+            states, mask = self._encoder_states(distinct, None)
+            if len(distinct) < len(rows):
+                index = torch.tensor([number[row.key] for row in rows], device=self.device)
+                states, mask = states[index], mask[index]
+        if len(rows) == len(prompts):
+            return EncodedPrompts(states, mask)
+        return _join(states, mask, counts)
+
+    def _encoder_states(
+        self, rows: Sequence[Row], soft_prompt: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Run the encoder over rows: states (rows, L, D) and mask (rows, L).
+
+        Args:
+            rows: the inputs, with places for the soft prompt if there is one.
+            soft_prompt: (rows, P, D).
+        """
+        check_length("soft prompt and source", max(len(r.ids) for r in rows), self._encoder())
+        batch = self._pad(rows)
+        embeddings = input_embeddings(self.model)(batch.ids)  # (rows, L, D)
+        if soft_prompt is not None:
+            first = torch.full((len(rows),), self._soft_prompt_place(), device=self.device)
+            embeddings = place_soft_prompt(embeddings, soft_prompt, first)
         segments = {"token_type_ids": batch.segments} if self._segments else {}
         output = self._encoder()(inputs_embeds=embeddings, attention_mask=batch.mask, **segments)
         states: Tensor = output.last_hidden_state
-        if len(rows) == len(prompts):
-            return EncodedPrompts(states, batch.mask)
-        return _join(states, batch.mask, counts)
+        return states, batch.mask
+
+    def _inputs(self, prompts: Sequence[Prompt], soft_prompt_size: int) -> list[list[Row]]:
+        """Return the encoder's inputs of each prompt."""
+        special = len(self.layout.prefix) + len(self.layout.suffix)
+        limit = self.config.max_source_length - special
+        fuse = self.config.passages == "fuse"
+        fitted = self._fit(prompts, limit, len(self.layout.middle), split=fuse)
+        place = self._soft_prompt_place()
+        return [[self._row(one, soft_prompt_size, place) for one in inputs] for inputs in fitted]
+
+    def _soft_prompt_place(self) -> int:
+        return 1 if self.config.soft_prompt_position == "insert" else 0
 
     def _encoder(self) -> PreTrainedModel:
         encoder: PreTrainedModel = self.model.get_encoder()
@@ -231,3 +322,22 @@ def _join(states: Tensor, mask: Tensor, counts: Sequence[int]) -> EncodedPrompts
     joined = states.new_zeros(*joined_mask.shape, states.shape[-1])
     joined[joined_mask] = states[mask.bool()]
     return EncodedPrompts(joined, joined_mask.long())
+
+
+def _queries_together(
+    prompts: Sequence[Prompt], lengths: Sequence[int], token_budget: int
+) -> Iterator[list[int]]:
+    """Yield the numbers of prompts whose encoder states are kept at the same time.
+
+    Prompts of the same query stay together, whatever the budget, and in their order otherwise.
+    """
+    groups: dict[str, list[int]] = {}
+    for b, prompt in enumerate(prompts):
+        groups.setdefault(prompt.query.text, []).append(b)
+    together: list[int] = []
+    for group in groups.values():
+        if together and sum(lengths[b] for b in [*together, *group]) > token_budget:
+            yield together
+            together = []
+        together = together + group
+    yield together

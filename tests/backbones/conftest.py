@@ -92,6 +92,11 @@ def generator(request, corpus):
         built = build_generator(config, corpus)
     for weight in built.parameters():  # larger than at the start, so that answers differ
         torch.nn.init.normal_(weight, std=0.2)
+    for module in built.modules():  # the warm start's decoder has some; in training too, none here
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        if hasattr(module, "dropout_prob"):  # older versions of transformers
+            module.dropout_prob = 0.0
     return built.eval()
 
 
