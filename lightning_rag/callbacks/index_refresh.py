@@ -71,6 +71,8 @@ class IndexRefresh(Callback):
         """Refresh at the steps of the schedule, and an index that does not fit the weights."""
         method, step = as_method(pl_module), trainer.global_step
         every, last = method.refresh_every, method.refreshed_at
+        if method.finished:
+            return  # no step is taken with this batch
         if every and last != step and (last < 0 or step % every == 0):
             self._refresh(method)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -19,10 +20,12 @@ from lightning_rag.callbacks.checkpoints import save_checkpoint
 from lightning_rag.callbacks.cost_ledger import booked
 from lightning_rag.errors import UserError
 from lightning_rag.methods.base import Method, as_method
-from lightning_rag.methods.phase import Phase, series_of
+from lightning_rag.methods.phase import series_of
 from lightning_rag.types import RagBatch
 
 log = logging.getLogger(__name__)
+
+TELL_EVERY = 60.0  # seconds between two lines of an estimate that has no progress bar
 
 
 @dataclass
@@ -102,7 +105,7 @@ class PhaseSchedule(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Freeze and unfreeze as the phase says; a finished run stops at once."""
         method = as_method(pl_module)
-        if method.phase_index >= len(method.schedule):
+        if method.finished:
             log.info("all phases of this run are finished")
             trainer.should_stop = True
             return
@@ -125,7 +128,7 @@ class PhaseSchedule(Callback):
         if self._steps_done(method) or self._tired(method):
             # Not when the last step ends: a validation after it still judges this phase.
             self._finish(trainer, method)
-            if method.phase_index < len(method.schedule):
+            if not method.finished:
                 self._begin(trainer, method)
                 self.start_epoch += 1  # what is left of this epoch is no epoch of the new phase
 
@@ -172,7 +175,7 @@ class PhaseSchedule(Callback):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Leave the best weights of the last phase or series in the model and in `best.ckpt`."""
         method = as_method(pl_module)
-        if method.phase_index < len(method.schedule):  # cut short by the trainer's own limit
+        if not method.finished:  # cut short by the trainer's own limit
             self._compare(trainer, method)
             self._load(trainer, method, self.best_of_series.file)
         path = self.folder / "best.ckpt"
@@ -196,9 +199,7 @@ class PhaseSchedule(Callback):
         self.best = Best()
         length = f"{phase.epochs} epochs" if phase.epochs is not None else f"{phase.steps} steps"
         log.info("phase %r: trains %s, %s", phase.name, ", ".join(phase.trains), length)
-        if phase.estimate is not None:
-            with booked(method, "estimate"):
-                self._estimate(trainer, method, phase)
+        self._estimate(trainer, method)
         if phase.start_from is not None:
             self._load(trainer, method, f"{phase.start_from}-best.ckpt")
         self._freeze(trainer, method)
@@ -208,28 +209,34 @@ class PhaseSchedule(Callback):
             for group in optimizer.param_groups:
                 group["lr"] = group["initial_lr"] * first
 
-    def _estimate(self, trainer: Trainer, method: Method, phase: Phase) -> None:
-        """Run the estimate of `phase` once over the training queries and keep its rows."""
+    def _estimate(self, trainer: Trainer, method: Method) -> None:
+        """Run the phase's estimate, if it has one, over the training queries; fill the bank."""
+        phase, size = method.phase, len(method.data.splits.train)
         if phase.estimate is None:
             return
         method.bank.clear()
         method.eval()
-        size = len(method.data.splits.train)
         batches: Iterable[RagBatch] = method.data.estimate_dataloader()
         if rehearsed := trainer.fast_dev_run:  # type: ignore[attr-defined]
-            batches = islice(method.data.train_dataloader(), int(rehearsed))
-        log.info("phase %r: estimate over %d training queries", phase.name, size)
+            batches = list(islice(method.data.train_dataloader(), int(rehearsed)))
+        log.info("phase %r: estimate over the training queries", phase.name)
         hidden = trainer.progress_bar_callback is None
         shown = tqdm(batches, desc=f"Estimate {phase.name}", disable=hidden, leave=False)
-        with torch.no_grad(), trainer.precision_plugin.forward_context():
+        context, told = trainer.precision_plugin.forward_context(), time.monotonic()
+        with booked(method, "estimate"), torch.no_grad(), context:
             for index, batch in enumerate(shown):
                 torch.manual_seed(
                     (method.data.seed * 1009 + method.phase_index) * 1_000_003 + index
                 )
                 batch = batch.to(method.device)
                 method.bank.put(batch.rows, phase.estimate(batch), size)
-        if phase.summarize is not None:
-            self._report(trainer, phase.name, phase.summarize(method.bank.tensors))
+                if hidden and time.monotonic() - told >= TELL_EVERY:
+                    told = time.monotonic()
+                    log.info(
+                        "phase %r: estimate, batch %d of %d", phase.name, index + 1, len(shown)
+                    )
+            if phase.summarize is not None:
+                self._report(trainer, phase.name, phase.summarize(method.bank.tensors))
 
     def _report(self, trainer: Trainer, phase: str, figures: Mapping[str, float]) -> None:
         """Log what the summary of an estimate says, and keep it for `summary.json`."""
@@ -268,7 +275,7 @@ class PhaseSchedule(Callback):
                 log.info("series %r ended; best: %s, %.4g", phase.series, best.file, best.value)
         self._load(trainer, method, best.file)
         self.begun, method.phase_index = False, following
-        if following == len(method.schedule):
+        if method.finished:
             trainer.should_stop = True
 
     def _compare(self, trainer: Trainer, method: Method) -> None:

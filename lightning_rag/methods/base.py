@@ -103,6 +103,11 @@ class Method(LightningModule, ABC):
         """The current phase; the last one when training is over."""
         return self.schedule[min(self.phase_index, len(self.schedule) - 1)]
 
+    @property
+    def finished(self) -> bool:
+        """Whether the last phase has ended."""
+        return self.phase_index >= len(self.schedule)
+
     @abstractmethod
     def phases(self) -> list[Phase]:
         """List the phases of the training, in order."""
@@ -229,7 +234,7 @@ class Method(LightningModule, ABC):
 
         Returns -1, Lightning's word for leaving the epoch, if the last phase has just ended.
         """
-        if self.phase_index >= len(self.schedule):
+        if self.finished:
             return -1
         # Batches whose gradients are accumulated share a step, and must not share their dropout.
         torch.manual_seed((self.data.seed * 1_000_003 + self.global_step) * 1_000_003 + batch_idx)
@@ -324,7 +329,8 @@ class Method(LightningModule, ABC):
         }
 
     def _rate_factor(self, step: int) -> float:
-        return self.optimizer_config.factor(step - self.phase_start, self.phase_steps(self.phase))
+        taken = max(0, step - self.phase_start)  # a resumed run makes its schedule at step 0
+        return self.optimizer_config.factor(taken, self.phase_steps(self.phase))
 
     def phase_steps(self, phase: Phase) -> int:
         """Return how many optimiser steps `phase` lasts if it is not stopped early."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.loggers import Logger
 from torch import Tensor, nn
 
 from lightning_rag.backbones.config import GeneratorConfig
@@ -42,12 +44,12 @@ class Counting(nn.Module):
 
 
 class Scripted(Method):
-    """Two small models, any phases, and validation scores from a list."""
+    """Two small models, any phases, and validation scores from a list, or by global step."""
 
-    def __init__(self, scores: Sequence[float] = ()) -> None:
+    def __init__(self, scores: Sequence[float] | Mapping[int, float] = ()) -> None:
         rates = OptimizerConfig(learning_rates={"first": 0.1, "second": 0.1}, warmup=0.0)
         super().__init__(GeneratorConfig(), rates, k=1, decoding="free")
-        self.scores = list(scores)
+        self.scores = scores
         self.listed: list[Phase] = []
         self.steps: list[tuple[str, State]] = []  # phase and weights before each step
         self.validations: list[State] = []
@@ -89,7 +91,9 @@ class Scripted(Method):
 
     def on_validation_epoch_end(self) -> None:
         if self.scores:
-            self.log("val/score", self.scores[len(self.validations)])
+            by_step = isinstance(self.scores, Mapping)
+            index = self.trainer.global_step if by_step else len(self.validations)
+            self.log("val/score", self.scores[index])
         self.validations.append(self.weights())
 
 
@@ -116,11 +120,16 @@ def fit(tmp_path: Path, data: RagDataModule) -> Fit:
 
     def start(
         *phases: Callable[[Scripted], Phase],
-        scores: Sequence[float] = (),
+        scores: Sequence[float] | Mapping[int, float] = (),
         callbacks: Sequence[Callback] = (),
         max_epochs: int = -1,
         max_steps: int = -1,
         validate_every: int | None = None,
+        check_val_every_n_epoch: int = 1,
+        fast_dev_run: int = 0,
+        logger: Logger | bool = False,
+        folder: str = "run",
+        ckpt_path: Path | None = None,
     ) -> tuple[Scripted, Trainer]:
         method = Scripted(scores)
         method.listed = [phase(method) for phase in phases]
@@ -129,15 +138,18 @@ def fit(tmp_path: Path, data: RagDataModule) -> Fit:
             max_epochs=max_epochs,
             max_steps=max_steps,
             val_check_interval=validate_every,
-            logger=False,
-            enable_checkpointing=False,
+            check_val_every_n_epoch=check_val_every_n_epoch,
+            fast_dev_run=fast_dev_run,
+            logger=logger,
+            log_every_n_steps=1,
+            enable_checkpointing=any(isinstance(c, Checkpoint) for c in callbacks),
             enable_progress_bar=False,
             enable_model_summary=False,
             num_sanity_val_steps=0,
-            default_root_dir=tmp_path / "run",
-            callbacks=[PhaseSchedule(tmp_path / "run" / "checkpoints"), Evaluator(), *callbacks],
+            default_root_dir=tmp_path / folder,
+            callbacks=[PhaseSchedule(tmp_path / folder / "checkpoints"), Evaluator(), *callbacks],
         )
-        trainer.fit(method, datamodule=data)
+        trainer.fit(method, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
         return method, trainer
 
     return start

@@ -15,6 +15,8 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from lightning_rag import cli
 from lightning_rag.callbacks.cost_ledger import CostLedger, _parameters
+from lightning_rag.callbacks.evaluator import Evaluator
+from lightning_rag.callbacks.phases import PhaseSchedule
 from lightning_rag.callbacks.predictions import PredictionWriter, _markdown
 from lightning_rag.callbacks.run_files import RunFiles
 from lightning_rag.methods.phase import Phase
@@ -22,6 +24,7 @@ from lightning_rag.methods.phase import Phase
 HERE = Path(__file__).resolve().parent
 CONFIGS = HERE.parents[1] / "configs"
 RETRIEVAL = {"recall@1", "success@1", "mrr", "ndcg@1"}
+FITS = ["fit_1", "fit_2", "fit_3", "fit_4"]
 
 
 @pytest.fixture(scope="module")
@@ -77,10 +80,11 @@ def test_metrics_json(run: Path) -> None:
     metrics = load(run / "metrics.json")
     assert set(metrics) == {"validation", "test"}
     assert set(metrics["test"]) == RETRIEVAL | {"accuracy", "invalid_rate"}
-    assert [point["phase"] for point in metrics["validation"]] == ["distil", "fit", "fit"]
-    assert [point["step"] for point in metrics["validation"]] == [3, 6, 9]
+    phases = [point["phase"] for point in metrics["validation"]]
+    assert phases == ["distil", "fit_1", "fit_3", "fit_4"]
+    assert [point["step"] for point in metrics["validation"]] == [2, 5, 8, 11]
     for point in metrics["validation"]:
-        assert set(point) == {"step", "phase"} | set(metrics["test"])
+        assert set(point) == {"step", "phase", "score"} | set(metrics["test"])
 
 
 def test_predictions_agree_with_the_metrics(run: Path) -> None:
@@ -98,14 +102,14 @@ def test_summary_json(run: Path) -> None:
     summary = load(run / "summary.json")
     assert summary["method"] == "TwoPhases"
     assert summary["seed"] == 0
-    assert summary["phases"] == ["distil", "fit"]
+    assert summary["phases"] == ["distil", *FITS, "fit_5"]  # which the series skipped
     assert summary["fit"]["versions"]["torch"] == torch.__version__
     assert summary["data"]["train"]["size"] == 24
     assert re.fullmatch(r"[0-9a-f]{16}", summary["data"]["test"]["ids"])
     assert summary["data"]["first_stage"]["first_stage"] == "bm25"
     assert set(summary["parameters"]) == {"generator", "retriever"}
     assert summary["test"]["truncated_texts"] == {"generator": 0, "retriever": 0}
-    assert set(summary["cost"]) == {"distil", "fit", "test"}
+    assert set(summary["cost"]) == {"distil", *FITS, "test"}
     assert re.fullmatch(r"([0-9a-f]{40}(\+changes)?)?", summary["fit"]["commit"])
 
 
@@ -114,17 +118,61 @@ def test_cost_of_a_run(run: Path) -> None:
     assert {"seconds/estimate", "seconds/train"} <= set(cost["distil"])
     assert cost["distil"]["tokens/retriever/train"] > 0
     assert "tokens/generator/train" not in cost["distil"]
-    assert cost["fit"]["tokens/generator/train"] > 0
-    assert cost["fit"]["tokens/generator/evaluate"] > 0
+    for fit in FITS:
+        assert cost[fit]["tokens/generator/estimate"] > 0
+        assert cost[fit]["tokens/generator/train"] > 0
+    assert cost["fit_1"]["tokens/generator/evaluate"] > 0
     assert cost["test"]["tokens/generator/evaluate"] > 0
     assert "tokens/generator/train" not in cost["test"]
     assert all(book["flops"] > 0 and book["memory/process"] > 1e6 for book in cost.values())
 
 
+def test_estimates_of_a_run(run: Path) -> None:
+    """What the summaries said, in the summary and as scalars at the steps where phases begin."""
+    estimates = load(run / "summary.json")["estimates"]
+    assert list(estimates) == ["distil", *FITS]
+    assert set(estimates["distil"]) == {"teacher"}
+    weights = [estimates[fit]["weight"] for fit in FITS]
+    assert all(0 < weight < 1 for weight in weights)
+    assert len(set(weights)) > 1
+    found = scalars(run)
+    assert [step for step, _ in found["estimate/teacher"]] == [0]
+    assert [step for step, _ in found["estimate/weight"]] == [3, 5, 7, 9]
+    assert [value for _, value in found["estimate/weight"]] == pytest.approx(weights)
+
+
+def test_estimates_outlive_the_test_run(fit, tmp_path: Path) -> None:
+    """A later `test` knows of no estimate; what is no number is null."""
+
+    def make(method) -> Phase:
+        def summarize(rows) -> dict[str, float]:
+            return {"mean": float(rows["doubled"].float().mean()), "none": float("nan")}
+
+        return Phase(
+            "one", ("first",), method.loss, estimate=method.estimate, summarize=summarize, steps=1
+        )
+
+    folder = tmp_path / "run"
+    method, _ = fit(make, callbacks=[RunFiles(folder, {})])
+    expected = {"one": {"mean": 39.0, "none": None}}
+    assert load(folder / "summary.json")["estimates"] == expected
+    trainer = Trainer(
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        enable_checkpointing=False,
+        callbacks=[PhaseSchedule(folder / "checkpoints"), Evaluator(), RunFiles(folder, {})],
+    )
+    trainer.test(method, datamodule=method.data, verbose=False)
+    summary = load(folder / "summary.json")
+    assert "test" in summary
+    assert summary["estimates"] == expected
+
+
 def test_scalars(run: Path) -> None:
     found = scalars(run)
     metrics = load(run / "metrics.json")
-    assert [step for step, _ in found["train/loss"]] == list(range(9))
+    assert [step for step, _ in found["train/loss"]] == list(range(11))
     assert {"train/teacher", "cost/flops", "cost/seconds/train"} <= set(found)
     for name, value in metrics["test"].items():
         assert found[f"test/{name}"][0][1] == pytest.approx(value)

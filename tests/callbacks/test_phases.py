@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Mapping
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
+from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor
 
+from lightning_rag.callbacks import phases
 from lightning_rag.errors import UserError
 from lightning_rag.methods.base import Method
 from lightning_rag.methods.phase import Bank, Phase
@@ -203,11 +206,178 @@ def test_estimate_fills_the_bank_once(fit) -> None:
     assert method.bank.get("doubled", rows).tolist() == [6, 0, 78]
 
 
+def test_estimate_without_a_bar_says_how_far_it_is(
+    fit, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(phases, "TELL_EVERY", 0.0)
+    with caplog.at_level(logging.INFO, logger="lightning_rag"):
+        fit(phase("one", "first", estimate=True, steps=1))
+    told = [text for text in caplog.messages if "estimate" in text]
+    assert told[0] == "phase 'one': estimate over the training queries"
+    assert told[1:] == [f"phase 'one': estimate, batch {n} of {STEPS}" for n in range(1, 6)]
+
+
 def test_estimate_of_the_next_phase_replaces_the_bank(fit) -> None:
     method, _ = fit(
         phase("one", "first", estimate=True, steps=2), phase("two", "first", estimate=True, steps=2)
     )
     assert method.estimated == [*range(40), *range(40)]
+
+
+def starting(name: str, start_from: str | None, seen: dict[str, State], **settings) -> Make:
+    """A phase that keeps the weights of its estimate in `seen`."""
+
+    def make(method: Method) -> Phase:
+        def estimate(batch):
+            seen.setdefault(name, method.weights())
+            return method.estimate(batch)
+
+        return Phase(
+            name,
+            ("first", "second"),
+            method.loss,
+            estimate=estimate,
+            start_from=start_from,
+            monitor="score",
+            **settings,
+        )
+
+    return make
+
+
+def test_start_from_the_best_of_an_earlier_phase(fit, tmp_path: Path) -> None:
+    """The estimate is made with the weights as they are, the training starts from the others."""
+    seen: dict[str, State] = {}
+    method, _ = fit(
+        phase("warm_up", "first", epochs=2, monitor="score"),
+        starting("em_1", None, seen, epochs=1),
+        starting("em_2", "warm_up", seen, epochs=1),
+        scores=[0.9, 0.1, 0.2, 0.3],
+    )
+    assert same(seen["em_1"], method.validations[0])
+    assert same(seen["em_2"], method.validations[2])
+    assert same(method.steps[3 * STEPS][1], method.validations[0])
+    assert not same(method.validations[0], method.validations[2])
+    assert same(best(tmp_path), method.validations[3])
+
+
+@pytest.mark.parametrize("steps", [3, STEPS])
+def test_start_from_a_phase_that_was_not_validated(fit, tmp_path: Path, steps: int) -> None:
+    """Its last weights count, whether it ends within an epoch or with one."""
+    seen: dict[str, State] = {}
+    method, _ = fit(
+        phase("warm_up", "first", steps=steps),
+        starting("em_1", None, seen, steps=2),
+        starting("em_2", "warm_up", seen, steps=4),
+        scores=dict.fromkeys(range(30), 0.5),
+        check_val_every_n_epoch=3,
+    )
+    assert method.steps[steps][0] == "em_1"
+    assert same(seen["em_1"], method.steps[steps][1])
+    assert same(seen["em_2"], method.steps[steps + 1][1]) is False
+    assert same(method.steps[steps + 2][1], method.steps[steps][1])
+    assert same(best(tmp_path, "warm_up-best.ckpt"), method.steps[steps][1])
+
+
+def test_only_weights_that_are_asked_for_are_saved(fit, tmp_path: Path) -> None:
+    fit(phase("one", "first", steps=2), phase("two", "first", steps=2))
+    files = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
+    assert files == ["best.ckpt"]
+
+
+def test_start_from_makes_the_index_stale(fit) -> None:
+    ages: list[int] = []
+
+    def aging(method: Method) -> Phase:
+        method.refreshed_at = 2
+
+        def loss(batch):
+            ages.append(method.refreshed_at)
+            return method.loss(batch)
+
+        return Phase("three", ("first",), loss, steps=1, start_from="one")
+
+    fit(phase("one", "first", steps=1), phase("two", "first", steps=1), aging)
+    assert ages == [-1]
+
+
+def test_rehearsal_with_all_that_a_phase_can_have(fit, tmp_path: Path) -> None:
+    """Two steps reach the second phase, whose weights to start from were never written."""
+    told: list[Mapping[str, Tensor]] = []
+
+    def make(method: Method) -> Phase:
+        def summarize(rows: Mapping[str, Tensor]) -> dict[str, float]:
+            told.append(rows)
+            return {"mean": float(rows["doubled"].float().mean())}
+
+        return Phase(
+            "two",
+            ("first",),
+            method.loss,
+            estimate=method.estimate,
+            summarize=summarize,
+            steps=1,
+            start_from="one",
+            series="em",
+            series_patience=1,
+        )
+
+    method, _ = fit(phase("one", "first", steps=1, series="em"), make, fast_dev_run=2)
+    assert [name for name, _ in method.steps] == ["one", "two"]
+    assert told[0]["doubled"].shape == (40,)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_rehearsal_leaves_the_weights_of_a_run_alone(fit, tmp_path: Path) -> None:
+    """It neither overwrites nor reads what lies in the folder."""
+    folder = tmp_path / "run" / "checkpoints"
+    fit(phase("one", "first", epochs=1), phase("two", "second", steps=1))
+    (folder / "one-best.ckpt").write_bytes(b"damaged")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert before.keys() == {"best.ckpt", "one-best.ckpt"}
+    fit(
+        phase("one", "first", steps=1),
+        phase("two", "first", steps=1, start_from="one"),
+        fast_dev_run=2,
+    )
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def summarized(name: str, figures: Callable[[Mapping[str, Tensor]], dict[str, float]]) -> Make:
+    return lambda method: Phase(
+        name, ("first",), method.loss, estimate=method.estimate, summarize=figures, epochs=1
+    )
+
+
+def test_summary_of_an_estimate(fit, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def figures(rows: Mapping[str, Tensor]) -> dict[str, float]:
+        assert not torch.is_grad_enabled()
+        return {"mean": float(rows["doubled"].float().mean()), "largest": rows["doubled"].max()}
+
+    logger = CSVLogger(tmp_path, name="logs", version="")
+    with caplog.at_level(logging.INFO, logger="lightning_rag"):
+        fit(
+            phase("one", "first", epochs=1),
+            summarized("two", figures),
+            summarized("three", lambda rows: {"largest": 1.0}),
+            logger=logger,
+        )
+    lines = [line.split(",") for line in (tmp_path / "logs/metrics.csv").read_text().splitlines()]
+    rows = [dict(zip(lines[0], line, strict=True)) for line in lines[1:]]
+    told = [row for row in rows if row["estimate/largest"]]
+    assert [int(row["step"]) for row in told] == [STEPS, 2 * STEPS]
+    assert [float(row["estimate/largest"]) for row in told] == [78.0, 1.0]
+    assert float(told[0]["estimate/mean"]) == sum(range(40)) * 2 / 40
+    (line,) = [text for text in caplog.messages if "mean" in text]
+    assert line == "phase 'two': estimate: mean 39, largest 78"
+
+
+def test_a_summary_can_only_read_the_bank(fit) -> None:
+    def meddle(rows):
+        rows["doubled"] = torch.zeros(40)
+
+    with pytest.raises(TypeError, match="does not support item assignment"):
+        fit(summarized("one", meddle))
 
 
 def test_unknown_monitor(fit) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
@@ -14,7 +16,11 @@ from lightning_rag.types import LossTerms, RagBatch, Retrieved
 
 
 class TwoPhases(Method):
-    """Trains an encoder on estimated scores against a stale index, then the generator."""
+    """Trains an encoder on estimated scores against a stale index, then the generator in a series.
+
+    Each phase of the series weighs the queries with the generator as it is, and then trains it from
+    its first weights. A made-up score is best at step 9 and ends the series before its last phase.
+    """
 
     refresh_every = 2
 
@@ -25,12 +31,10 @@ class TwoPhases(Method):
         optimizer: OptimizerConfig | None = None,
         k: int = 1,
         steps: int = 5,
-        epochs: int = 2,
     ) -> None:
         super().__init__(generator, optimizer, k=k)
         self.encoder_config = encoder
         self.steps = steps
-        self.epochs = epochs
 
     def build(self) -> None:
         super().build()
@@ -46,16 +50,33 @@ class TwoPhases(Method):
         return {"generator": self.generator, "retriever": self.retriever}
 
     def phases(self) -> list[Phase]:
-        return [
+        distil = Phase(
+            "distil",
+            trains=("retriever",),
+            loss=self.distil,
+            estimate=self.teach,
+            summarize=self.summarize,
+            steps=self.steps,
+        )
+        fits = [
             Phase(
-                "distil",
-                trains=("retriever",),
-                loss=self.distil,
-                estimate=self.teach,
-                steps=self.steps,
-            ),
-            Phase("fit", trains=("generator",), loss=self.noisy_generator_loss, epochs=self.epochs),
+                f"fit_{number}",
+                trains=("generator",),
+                loss=self.weighted_loss,
+                estimate=self.weigh,
+                summarize=self.summarize,
+                steps=2,
+                monitor="score",
+                series="fit",
+                series_patience=1,
+                start_from="distil",
+            )
+            for number in range(1, 6)
         ]
+        return [distil, *fits]
+
+    def summarize(self, rows: Mapping[str, Tensor]) -> dict[str, float]:
+        return {name: float(values.mean()) for name, values in rows.items()}
 
     def teach(self, batch: RagBatch) -> dict[str, Tensor]:
         """The teacher's score of each candidate, with noise that must be repeatable."""
@@ -72,10 +93,22 @@ class TwoPhases(Method):
         loss = (self.scores(batch) - teacher).square().mean()
         return LossTerms(total=loss, terms={"teacher": teacher.mean()})
 
-    def noisy_generator_loss(self, batch: RagBatch) -> LossTerms:
+    def log_p(self, batch: RagBatch) -> Tensor:
+        prompts = self.prompts(batch, self.retrieve(batch, self.k))
+        targets = [self.data.task.target(instance) for instance in batch.instances]
+        return self.generator.log_likelihood(prompts, targets, reduction="mean")  # (B,)
+
+    def weigh(self, batch: RagBatch) -> dict[str, Tensor]:
+        """How likely the answer is before the phase."""
+        return {"weight": self.log_p(batch).exp()}
+
+    def weighted_loss(self, batch: RagBatch) -> LossTerms:
         """A random factor stands for dropout and sampling: a resume must repeat it."""
-        loss = self.generator_loss(batch)
-        return LossTerms(total=loss.total * (1 + 0.1 * torch.rand(())))
+        weights = self.bank.get("weight", batch.rows)  # (B,)
+        return LossTerms(total=-(weights * self.log_p(batch)).mean() * (1 + 0.1 * torch.rand(())))
+
+    def on_validation_epoch_end(self) -> None:
+        self.log("val/score", -abs(self.global_step - 9.0))
 
     def retrieve(self, batch: RagBatch, k: int) -> Retrieved:
         return first_stage_choice(batch, k)
