@@ -1,0 +1,458 @@
+"""DRO (arXiv 2505.03075): importance-weighted EM over ordered lists of candidates."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from lightning_rag.backbones.config import EncoderConfig, GeneratorConfig
+from lightning_rag.data.teacher_lists import read_teacher_lists
+from lightning_rag.errors import UserError
+from lightning_rag.functional.permutation import mean_baseline
+from lightning_rag.methods.base import Method
+from lightning_rag.methods.optimization import OptimizerConfig
+from lightning_rag.methods.phase import Phase
+from lightning_rag.methods.weighting import WeightingConfig, averages, figures, merge_equal
+from lightning_rag.retrieval.pool import best_columns
+from lightning_rag.retrieval.selector import Offer, Sampled, Selector, numbered
+from lightning_rag.retrieval.selectors import SelectorConfig, build_selector
+from lightning_rag.types import Instance, LossTerms, Prompt, RagBatch, Retrieved
+
+log = logging.getLogger(__name__)
+
+RECALL_AT = (1, 3, 5)  # the cut-offs of the paper's Figure 3
+
+
+class Dro(Method):
+    """Trains a selector and a generator by EM; the choice of passages is the latent variable.
+
+    A selector p(z|x) draws an ordered list z of K of a query's N candidates, and the generator
+    p(y|x,d_z) answers from it. To raise log p(y|x) = log Σ_z p(z|x) p(y|x,d_z), an iteration
+
+    1. estimates (E-step): draws z_1 … z_S from the selector, scores l_i = log p(y|x,d_{z_i}), and
+       weighs w_i = exp(l_i) / Σ_j exp(l_j), the posterior over the prior up to a constant
+       (Eqs. 6, 7 and 19); all is kept in the bank;
+    2. maximises (M-step): the weights stay as they are, and both models learn from their own part
+       of -Σ_i w_i (log p(z_i|x) + log p(y|x,d_{z_i})) (Eqs. 10 and 11).
+
+    Before, both are warmed up: the selector on a teacher's lists, the generator on relevant
+    passages followed by retrieved ones. Several choices follow the specification rather than the
+    released code; each argument says which.
+
+    Args:
+        generator: the model that writes the answer.
+        encoder: what a bi-encoder or cross-encoder selector is made of.
+        optimizer: learning rates by parameter name, and their schedule, anew in each phase.
+        k: K, passages that the generator reads.
+        selector: what chooses them.
+        num_samples: S, sampled lists of a query (m in the paper).
+        weighting: how the samples count.
+        warm_up_epochs: epochs before the first iteration; 0 = none.
+        teacher: what the selector is warmed up on: the order of the "first_stage", "gold_first" =
+            relevant candidates and then the others in that order, or a JSONL file of lists (see
+            `data/teacher_lists.py`). Lists are cut to K (A12).
+        warm_up_gold: relevant passages at the head of the generator's warm-up prompts.
+        iterations: T, EM iterations; 0 = the warm-up alone.
+        epochs: epochs of each M-step over the samples; the released code's are 3 (A9).
+        patience: stop after so many iterations without a better validation score; None = never.
+            The best pair is kept, the warm-up's included (A17).
+        train_selector: False leaves the selector as the warm-up made it, or as it came.
+        train_generator: the same for the generator.
+        online: draw and weigh anew in every training step instead of once an iteration.
+        sequential: train the generator, estimate again, then train the selector (A11).
+        reinit: begin every M-step with the warm-up's weights (A10).
+        baseline: "mean" subtracts 1 / S from the weights in the selector's loss, which changes no
+            expectation but the variance; for `online` only (A18).
+        generator_order: the generator reads the list as "selected", or in the order of the first
+            stage, so that only the set counts ("retrieved").
+        shuffle_candidates: show the selector the candidates of a training query in a random order
+            that stays the same, against a bias to first places (A13).
+        inject_gold: put so many relevant passages among a training query's candidates if they are
+            missing, in place of the last ones (A15).
+        numbered: passages carry their place in the list, "[1] …", as in the released prompts.
+        decoding: "options" scores the task's allowed answers, "free" generates text.
+    """
+
+    def __init__(
+        self,
+        generator: GeneratorConfig,
+        encoder: EncoderConfig,
+        optimizer: OptimizerConfig | None = None,
+        k: int = 5,
+        selector: SelectorConfig | None = None,
+        num_samples: int = 8,
+        weighting: WeightingConfig | None = None,
+        warm_up_epochs: int = 1,
+        teacher: str = "gold_first",
+        warm_up_gold: int = 2,
+        iterations: int = 5,
+        epochs: int = 1,
+        patience: int | None = 1,
+        train_selector: bool = True,
+        train_generator: bool = True,
+        online: bool = False,
+        sequential: bool = False,
+        reinit: bool = False,
+        baseline: Literal["none", "mean"] = "none",
+        generator_order: Literal["selected", "retrieved"] = "selected",
+        shuffle_candidates: bool = False,
+        inject_gold: int = 0,
+        numbered: bool = True,
+        decoding: Literal["options", "free"] = "free",
+    ) -> None:
+        super().__init__(generator, optimizer, k=k, decoding=decoding)
+        self.encoder_config = encoder
+        self.selector_config = selector or SelectorConfig()
+        self.selector: Selector
+        self.weighting = weighting or WeightingConfig()
+        for name, value, least in (
+            ("k", k, 1),
+            ("num_samples", num_samples, 1),
+            ("warm_up_epochs", warm_up_epochs, 0),
+            ("warm_up_gold", warm_up_gold, 0),
+            ("iterations", iterations, 0),
+            ("epochs", epochs, 1),
+            ("inject_gold", inject_gold, 0),
+            ("patience", 1 if patience is None else patience, 1),
+        ):
+            if value < least:
+                raise UserError(f"model.{name} is {value}; legal: {least} or more")
+        string = self.selector_config.decoding == "string"
+        for clash, rule in (
+            (warm_up_epochs + iterations == 0, "warm_up_epochs or iterations must be above 0"),
+            (not (train_selector or train_generator), "something must train"),
+            (baseline == "mean" and not online, "baseline: mean needs online: true"),
+            (online and sequential, "online: true has no sequential: true"),
+            (reinit and not warm_up_epochs, "reinit: true needs warm_up_epochs above 0"),
+            (
+                sequential and not (train_selector and train_generator),
+                "sequential: true needs train_selector and train_generator",
+            ),
+            (
+                string and not self.selector_config.on_policy and self._corrects,
+                "selector.decoding: string gives no probability of a tempered output; legal: "
+                "weighting.proposal_correction: false, or proposal_temperature: 1 and top_p: 1",
+            ),
+        ):
+            if clash:
+                raise UserError(f"model: {rule}")
+        if num_samples == 1 and iterations and train_selector:
+            log.warning(
+                "model.num_samples is 1: its weight is always 1, so the selector's expected "
+                "gradient is zero and it learns from noise; 4 or more are usual"
+            )
+        self.num_samples = num_samples
+        self.warm_up_epochs = warm_up_epochs
+        self.teacher = teacher
+        self.warm_up_gold = warm_up_gold
+        self.iterations = iterations
+        self.epochs = epochs
+        self.patience = patience
+        self.trained = tuple(
+            name
+            for name, learns in (("selector", train_selector), ("generator", train_generator))
+            if learns
+        )
+        self.online = online
+        self.sequential = sequential
+        self.reinit = reinit
+        self.baseline = baseline
+        self.generator_order = generator_order
+        self.shuffle_candidates = shuffle_candidates
+        self.inject_gold = inject_gold
+        self.numbered = numbered
+
+    @property
+    def _corrects(self) -> bool:
+        weighting = self.weighting
+        return weighting.proposal_correction and weighting.kind == "self_normalized"
+
+    def build(self) -> None:
+        """Make generator and selector, and read the teacher's lists."""
+        super().build()
+        self.selector = build_selector(
+            self.selector_config,
+            self.generator_config,
+            self.encoder_config,
+            self.data.corpus(),
+            self.k,
+            self.data.num_candidates,
+        )
+        self._teacher_lists: list[list[int]] = []
+        if self.warm_up_epochs and self.teacher not in ("first_stage", "gold_first"):
+            queries = self.data.queries("train")
+            self._teacher_lists = read_teacher_lists(Path(self.teacher), queries, self.data.store)
+
+    def groups(self) -> dict[str, nn.Module]:
+        """Return selector and generator."""
+        return {"selector": self.selector, "generator": self.generator}
+
+    def phases(self) -> list[Phase]:
+        """`warm_up`, then `em_1` to `em_T`; `sequential` cuts each of these in two."""
+        phases = []
+        if self.warm_up_epochs:
+            phases.append(
+                Phase(
+                    "warm_up",
+                    trains=self.trained,
+                    loss=self.warm_up_loss,
+                    epochs=self.warm_up_epochs,
+                    series="em",
+                )
+            )
+        halves = [("_generator", ("generator",)), ("_selector", ("selector",))]
+        steps = halves if self.sequential else [("", self.trained)]
+        patience = None if self.patience is None else self.patience * len(steps)
+        for iteration in range(1, self.iterations + 1):
+            for suffix, trains in steps:
+                phases.append(
+                    Phase(
+                        f"em_{iteration}{suffix}",
+                        trains=trains,
+                        loss=self.online_loss if self.online else self.em_loss,
+                        estimate=None if self.online else self.estimate,
+                        summarize=None if self.online else self.summarize,
+                        epochs=self.epochs,
+                        series="em",
+                        series_patience=patience,
+                        start_from="warm_up" if self.reinit else None,
+                    )
+                )
+        return phases
+
+    def warm_up_loss(self, batch: RagBatch) -> LossTerms:
+        """NLL of the teacher's lists under the selector, of the answers under the generator."""
+        batch = self._training_candidates(batch)
+        terms = {}
+        if "selector" in self.phase.trains:
+            lists = [self._taught(batch, row) for row in range(len(batch.instances))]
+            padded = nn.utils.rnn.pad_sequence(lists, batch_first=True, padding_value=-1)
+            positions = padded[:, None].to(batch.rows.device)  # (B, 1, K)
+            terms["selector"] = -self.selector.log_prob(self._offer(batch), positions).mean()
+        if "generator" in self.phase.trains:
+            rows = [self._gold_and_retrieved(batch, row) for row in range(len(batch.instances))]
+            prompts = [
+                self._prompt(instance, passages)
+                for instance, passages in zip(batch.instances, rows, strict=True)
+            ]
+            targets = [self.data.task.target(instance) for instance in batch.instances]
+            log_p = self.generator.log_likelihood(
+                prompts, targets, reduction=self.weighting.reduction
+            )
+            terms["generator"] = -log_p.mean()
+        return LossTerms(torch.stack(list(terms.values())).sum(), terms)
+
+    def estimate(self, batch: RagBatch) -> dict[str, Tensor]:
+        """Draw S lists of each query, score and weigh them (E-step, Eqs. 6, 7 and 19)."""
+        batch = self._training_candidates(batch)
+        sampled, log_likelihood, weights = self._sample(batch)
+        found = figures(sampled, log_likelihood, weights)
+        first = _first_stage(batch.candidate_scores)[:, None, : self.k]  # (B, 1, K)
+        for name, positions in (("selector", sampled.positions), ("first_stage", first)):
+            hits = _relevance(batch, positions)  # (B, S or 1, K)
+            for k in RECALL_AT:
+                if k <= self.k:
+                    found[f"success@{k}/{name}"] = hits[..., :k].amax(dim=-1).mean(dim=-1)
+        return {
+            "positions": sampled.positions,
+            "weights": merge_equal(sampled.positions, weights),
+            **{f"figures/{name}": values for name, values in found.items()},
+        }
+
+    def summarize(self, rows: Mapping[str, Tensor]) -> dict[str, float]:
+        """Average the figures of an estimate, and name the queries that it left out."""
+        prefix = "figures/"
+        named = {
+            name.removeprefix(prefix): values
+            for name, values in rows.items()
+            if name.startswith(prefix)
+        }
+        left_out = named["left_out"].nonzero().flatten().tolist()
+        if left_out:
+            train = self.data.splits.train
+            ids = ", ".join(train[row].id for row in left_out[:5])
+            log.warning(
+                "%d of %d queries are left out of this iteration: no sampled list has a finite "
+                "log-likelihood, or one above weighting.min_log_likelihood (%s%s)",
+                *(len(left_out), len(train), ids, ", …" if len(left_out) > 5 else ""),
+            )
+        return averages(named)
+
+    def em_loss(self, batch: RagBatch) -> LossTerms:
+        """Weighted NLL of the banked lists under the selector, and of the answers (M-step)."""
+        batch = self._training_candidates(batch)
+        positions = self.bank.get("positions", batch.rows)  # (B, S, K)
+        weights = self.bank.get("weights", batch.rows)  # (B, S)
+        return self._weighted(batch, positions, weights, weights)
+
+    def online_loss(self, batch: RagBatch) -> LossTerms:
+        """Estimate and maximise in one step, with the same expected gradient at θ^t."""
+        batch = self._training_candidates(batch)
+        with torch.no_grad():
+            sampled, log_likelihood, weights = self._sample(batch)
+        selector_weights = weights
+        if self.baseline == "mean":
+            selector_weights = weights - mean_baseline(weights)
+        loss = self._weighted(batch, sampled.positions, weights, selector_weights)
+        found = figures(sampled, log_likelihood, weights)
+        loss.terms |= {name: found[name].mean() for name in ("ess", "distinct")}
+        return loss
+
+    def _weighted(
+        self, batch: RagBatch, positions: Tensor, weights: Tensor, selector_weights: Tensor
+    ) -> LossTerms:
+        """Return L_S + L_G (Eqs. 10 and 11) for lists (B, S, K) and weights (B, S).
+
+        The sum over a query's lists is not divided by S: its weights add up to 1 (A7).
+        """
+        terms = {}
+        size = len(batch.instances)
+        if "selector" in self.phase.trains:
+            log_prob = self.selector.log_prob(self._offer(batch), positions)  # (B, S)
+            terms["selector"] = -(selector_weights * log_prob).sum() / size
+        if "generator" in self.phase.trains:
+            # Lists without weight, such as those merged with an equal one, are not read.
+            counted = weights.nonzero()  # (C, 2) query and sample
+            log_p = weights.new_zeros(0)
+            if len(counted):
+                log_p = self.generator.log_likelihood(
+                    *self._pairs(batch, positions, counted), reduction=self.weighting.reduction
+                )
+            counts = weights[counted[:, 0], counted[:, 1]]  # (C,)
+            terms["generator"] = -(counts * log_p).sum() / size
+        return LossTerms(torch.stack(list(terms.values())).sum(), terms)
+
+    def _sample(self, batch: RagBatch) -> tuple[Sampled, Tensor, Tensor]:
+        """Return S sampled lists of each query, log-likelihoods (B, S) and weights (B, S)."""
+        sampled = self.selector.sample(self._offer(batch), self.num_samples)
+        shape = sampled.positions.shape[:2]
+        every = torch.ones(shape).nonzero()  # (B * S, 2)
+        prompts, targets = self._pairs(batch, sampled.positions, every)
+        scores = self.generator.score(prompts, targets, reduction=self.weighting.reduction)
+        log_likelihood = scores.view(shape).to(sampled.log_prob)
+        return sampled, log_likelihood, self.weighting.weights(sampled, log_likelihood)
+
+    def retrieve(self, batch: RagBatch, k: int) -> Retrieved:
+        """Rank the candidates by the selector, greedily."""
+        scores = self.selector.rank(self._offer(batch))  # (B, N)
+        return Retrieved(batch.candidate_ids, scores, best_columns(scores.detach(), k))
+
+    def prompts(self, batch: RagBatch, retrieved: Retrieved) -> list[Prompt]:
+        """Return the queries with their chosen passages, numbered."""
+        chosen = [self._rows(batch, row, c) for row, c in enumerate(retrieved.positions)]
+        return [
+            self._prompt(instance, rows)
+            for instance, rows in zip(batch.instances, chosen, strict=True)
+        ]
+
+    def _pairs(
+        self, batch: RagBatch, positions: Tensor, pairs: Tensor
+    ) -> tuple[list[Prompt], list[str]]:
+        """Return prompts and targets of pairs (C, 2) of query and sample, for lists (B, S, K)."""
+        prompts, targets = [], []
+        for row, sample in pairs.tolist():
+            instance = batch.instances[row]
+            prompts.append(self._prompt(instance, self._rows(batch, row, positions[row, sample])))
+            targets.append(self.data.task.target(instance))
+        return prompts, targets
+
+    def _rows(self, batch: RagBatch, row: int, columns: Tensor) -> list[int]:
+        """Return the store's rows of a query's list (K,), as the generator reads them."""
+        columns = columns[columns >= 0]
+        if self.generator_order == "retrieved":
+            columns = columns[_first_stage(batch.candidate_scores[row, columns])]
+        rows: list[int] = batch.candidate_ids[row, columns].tolist()
+        return rows
+
+    def _prompt(self, instance: Instance, rows: Sequence[int]) -> Prompt:
+        """Return what the generator reads: the query and the passages at rows of the store."""
+        passages = [self.render(self.data.store[row]) for row in rows]
+        if self.numbered:
+            passages = [numbered(text, str(place)) for place, text in enumerate(passages, start=1)]
+        return Prompt(self.data.task.source(instance), tuple(passages))
+
+    def _offer(self, batch: RagBatch) -> Offer:
+        """Return what the selector reads."""
+        task, store = self.data.task, self.data.store
+        # A bi-encoder compares a query and a passage as the first stage would.
+        shown = task.key if self.selector_config.kind == "bi-encoder" else self.render
+        return Offer(
+            queries=[task.query(instance) for instance in batch.instances],
+            passages=[
+                [shown(store[row]) for row in rows if row >= 0]
+                for rows in batch.candidate_ids.tolist()
+            ],
+            size=batch.candidate_ids.shape[1],
+        )
+
+    def _training_candidates(self, batch: RagBatch) -> RagBatch:
+        """Return the batch with the candidates that training shows: as they are, by default."""
+        if not (self.shuffle_candidates or self.inject_gold):
+            return batch
+        ids, relevance = batch.candidate_ids.clone(), batch.relevance.clone()  # (B, N) each
+        # Minus the rank: equal scores would lose their order.
+        ranks = -torch.arange(ids.shape[1], device=ids.device, dtype=torch.float)  # (N,)
+        scores = ranks.masked_fill(ids < 0, -torch.inf)  # (B, N)
+        for row, number in enumerate(batch.rows.tolist()):
+            found = int((ids[row] >= 0).sum())
+            gold = [r for r in self._gold(batch, row)[: self.inject_gold] if r not in ids[row]]
+            for place, passage in enumerate(gold[:found], start=1):
+                ids[row, found - place] = passage
+                relevance[row, found - place] = 1.0
+            if self.shuffle_candidates:
+                draw = torch.Generator().manual_seed(self.data.seed * 1_000_003 + number)
+                order = torch.randperm(found, generator=draw).to(ids.device)
+                for tensor in (ids, scores, relevance):
+                    tensor[row, :found] = tensor[row, order]
+        return replace(batch, candidate_ids=ids, candidate_scores=scores, relevance=relevance)
+
+    def _ranked(self, batch: RagBatch, row: int) -> list[int]:
+        """Return the store's rows of a query's candidates, as the first stage ranks them."""
+        ranked = batch.candidate_ids[row, _first_stage(batch.candidate_scores[row])]
+        rows: list[int] = ranked[ranked >= 0].tolist()
+        return rows
+
+    def _gold(self, batch: RagBatch, row: int) -> list[int]:
+        """Return the store's rows of a query's relevant passages, the most useful first.
+
+        That is the order in which the data set names them (of the hops, say), else candidates
+        in the order of the first stage and then the others.
+        """
+        store = self.data.store
+        relevant = set(batch.relevant_rows[row].tolist())
+        named = [store.row(name) for name in batch.instances[row].relevant if name in store]
+        every = dict.fromkeys([*named, *self._ranked(batch, row), *sorted(relevant)])
+        return [passage for passage in every if passage in relevant]
+
+    def _gold_and_retrieved(self, batch: RagBatch, row: int) -> list[int]:
+        """Return the rows of up to `warm_up_gold` relevant passages, then of retrieved ones."""
+        gold = self._gold(batch, row)[: self.warm_up_gold]
+        return list(dict.fromkeys([*gold, *self._ranked(batch, row)]))[: self.k]
+
+    def _taught(self, batch: RagBatch, row: int) -> Tensor:
+        """Return the teacher's list (up to K,) as columns of the query's candidates."""
+        ids = batch.candidate_ids[row].tolist()
+        if self._teacher_lists:
+            wanted = self._teacher_lists[int(batch.rows[row])]
+        else:
+            gold = self._gold(batch, row) if self.teacher == "gold_first" else []
+            wanted = list(dict.fromkeys([*gold, *self._ranked(batch, row)]))
+        columns = [ids.index(passage) for passage in wanted if passage in ids]
+        return torch.tensor(columns[: self.k], dtype=torch.long)
+
+
+def _first_stage(scores: Tensor) -> Tensor:
+    """Return the columns of candidates (..., N) as the first stage ranks them, by its scores."""
+    return scores.argsort(dim=-1, descending=True, stable=True)
+
+
+def _relevance(batch: RagBatch, positions: Tensor) -> Tensor:
+    """Return whether the passages of lists (B, S, K) are relevant, (B, S, K)."""
+    relevance = batch.relevance[:, None].expand(-1, positions.shape[1], -1)  # (B, S, N)
+    return relevance.gather(-1, positions.clamp(min=0)) * (positions >= 0)
