@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from lightning_rag.backbones.continuation import proposal
 from lightning_rag.errors import UserError
 from lightning_rag.functional.permutation import sample_plackett_luce
 from lightning_rag.types import Rendered
@@ -168,15 +169,16 @@ class Drawing:
         left = logits.float().masked_fill(~self.available, -torch.inf)
         self.last = _normalized(left)
         if self.temperature:
-            proposal = truncate(_normalized(left / self.temperature), self.top_p)
-            choice = sample_plackett_luce(proposal, 1, 1)[:, 0, 0]  # (R,)
+            drawn_from = proposal(left, temperature=self.temperature, top_p=self.top_p)
+            log_proposal = _normalized(drawn_from)
+            choice = sample_plackett_luce(log_proposal, 1, 1)[:, 0, 0]  # (R,)
         else:
-            proposal = torch.zeros_like(left)
+            log_proposal = torch.zeros_like(left)
             choice = left.argmax(dim=-1).masked_fill(~self.available.any(dim=-1), -1)
         nothing = choice < 0
         column = choice.clamp(min=0)[:, None]  # (R, 1)
         self.log_prob += self.last.gather(1, column)[:, 0].masked_fill(nothing, 0)
-        self.log_proposal += proposal.gather(1, column)[:, 0].masked_fill(nothing, 0)
+        self.log_proposal += log_proposal.gather(1, column)[:, 0].masked_fill(nothing, 0)
         self.available.scatter_(1, column, False)
         self.places.append(choice)
         return choice
@@ -196,27 +198,6 @@ class Drawing:
             self.log_proposal.view_as(log_prob),
             torch.ones_like(log_prob, dtype=torch.bool),
         )
-
-
-def truncate(log_prob: Tensor, top_p: float) -> Tensor:
-    """Keep the most probable entries and normalise them anew (nucleus sampling).
-
-    Those are the fewest that have the probability `top_p` together (Holtzman et al. 2020, arXiv
-    1904.09751, section 3.1); of equally probable ones the first.
-
-    Args:
-        log_prob: (..., N) log-probabilities; rows may be all -inf.
-        top_p: above 0; 1 keeps everything.
-
-    Returns:
-        (..., N) log-probabilities, -inf for what is not kept.
-    """
-    if top_p >= 1:
-        return log_prob
-    ordered, order = log_prob.sort(dim=-1, descending=True, stable=True)
-    before = ordered.exp().cumsum(dim=-1) - ordered.exp()
-    kept = torch.zeros_like(before, dtype=torch.bool).scatter(-1, order, before < top_p)
-    return _normalized(log_prob.masked_fill(~kept, -torch.inf))
 
 
 def available(offer: Offer, device: torch.device) -> Tensor:

@@ -1,4 +1,4 @@
-"""What all selectors share: offers, drawing without replacement, truncation, names."""
+"""What all selectors share: offers, drawing without replacement, names."""
 
 import itertools
 
@@ -11,7 +11,6 @@ from lightning_rag.retrieval.selector import (
     available,
     check_lists,
     numbered,
-    truncate,
 )
 from lightning_rag.types import Rendered
 
@@ -84,23 +83,11 @@ def test_drawing_refuses_what_is_no_number():
         drawing.take(torch.tensor([[0.0, torch.nan]]))
 
 
-@pytest.mark.parametrize(
-    ("top_p", "kept"),  # in descending order they add up to 0.5, 0.75, 0.875, 1
-    [(1.0, 4), (0.9, 4), (0.875, 3), (0.8, 3), (0.75, 2), (0.6, 2), (0.5, 1), (1e-9, 1)],
-)
-def test_truncate_keeps_the_fewest_that_reach_top_p(top_p, kept):
-    probability = torch.tensor([0.125, 0.5, 0.125, 0.25])
-    got = truncate(probability.log(), top_p).exp()
-    largest = [1, 3, 0, 2][:kept]
-    expected = torch.zeros(4)
-    expected[largest] = probability[largest] / probability[largest].sum()
-    torch.testing.assert_close(got, expected)
-
-
-def test_truncate_ties_and_empty_rows():
-    rows = torch.tensor([[0.25, 0.25, 0.25, 0.25], [0.0, 0.0, 0.0, 0.0]]).log()
-    got = truncate(rows, 0.5).exp()
-    assert got.tolist() == [[0.5, 0.5, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]]
+def test_drawing_from_the_fewest_that_reach_top_p():
+    logits = torch.tensor([0.125, 0.5, 0.125, 0.25]).log()
+    for top_p, kept in ((1.0, 4), (0.9, 4), (0.8, 3), (0.6, 2), (0.4, 1)):
+        drawing = Drawing(torch.ones(500, 4, dtype=torch.bool), 1.0, top_p)
+        assert len(set(drawing.take(logits.expand(500, 4)).tolist())) == kept
 
 
 def test_available(offer):
