@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -19,6 +18,7 @@ from lightning_rag.methods.base import Method
 from lightning_rag.methods.optimization import OptimizerConfig
 from lightning_rag.methods.phase import Phase
 from lightning_rag.methods.weighting import WeightingConfig, averages, figures, merge_equal
+from lightning_rag.retrieval import lists
 from lightning_rag.retrieval.pool import best_columns
 from lightning_rag.retrieval.selector import Offer, Sampled, Selector, numbered
 from lightning_rag.retrieval.selectors import SelectorConfig, build_selector
@@ -231,15 +231,15 @@ class Dro(Method):
         batch = self._training_candidates(batch)
         terms = {}
         if "selector" in self.phase.trains:
-            lists = [self._taught(batch, row) for row in range(len(batch.instances))]
-            padded = nn.utils.rnn.pad_sequence(lists, batch_first=True, padding_value=-1)
+            taught = [self._taught(batch, row) for row in range(len(batch.instances))]
+            padded = nn.utils.rnn.pad_sequence(taught, batch_first=True, padding_value=-1)
             positions = padded[:, None].to(batch.rows.device)  # (B, 1, K)
             terms["selector"] = -self.selector.log_prob(self._offer(batch), positions).mean()
         if "generator" in self.phase.trains:
-            rows = [self._gold_and_retrieved(batch, row) for row in range(len(batch.instances))]
+            store, gold = self.data.store, self.warm_up_gold
             prompts = [
-                self._prompt(instance, passages)
-                for instance, passages in zip(batch.instances, rows, strict=True)
+                self._prompt(instance, lists.gold_first(batch, row, store, gold)[: self.k])
+                for row, instance in enumerate(batch.instances)
             ]
             targets = [self.data.task.target(instance) for instance in batch.instances]
             log_p = self.generator.log_likelihood(
@@ -253,9 +253,9 @@ class Dro(Method):
         batch = self._training_candidates(batch)
         sampled, log_likelihood, weights = self._sample(batch)
         found = figures(sampled, log_likelihood, weights)
-        first = _first_stage(batch.candidate_scores)[:, None, : self.k]  # (B, 1, K)
+        first = lists.first_stage(batch.candidate_scores)[:, None, : self.k]  # (B, 1, K)
         for name, positions in (("selector", sampled.positions), ("first_stage", first)):
-            hits = _relevance(batch, positions)  # (B, S or 1, K)
+            hits = lists.relevance(batch, positions)  # (B, S or 1, K)
             for k in RECALL_AT:
                 if k <= self.k:
                     found[f"success@{k}/{name}"] = hits[..., :k].amax(dim=-1).mean(dim=-1)
@@ -366,7 +366,7 @@ class Dro(Method):
         """Return the store's rows of a query's list (K,), as the generator reads them."""
         columns = columns[columns >= 0]
         if self.generator_order == "retrieved":
-            columns = columns[_first_stage(batch.candidate_scores[row, columns])]
+            columns = columns[lists.first_stage(batch.candidate_scores[row, columns])]
         rows: list[int] = batch.candidate_ids[row, columns].tolist()
         return rows
 
@@ -393,66 +393,18 @@ class Dro(Method):
 
     def _training_candidates(self, batch: RagBatch) -> RagBatch:
         """Return the batch with the candidates that training shows: as they are, by default."""
-        if not (self.shuffle_candidates or self.inject_gold):
-            return batch
-        ids, relevance = batch.candidate_ids.clone(), batch.relevance.clone()  # (B, N) each
-        # Minus the rank: equal scores would lose their order.
-        ranks = -torch.arange(ids.shape[1], device=ids.device, dtype=torch.float)  # (N,)
-        scores = ranks.masked_fill(ids < 0, -torch.inf)  # (B, N)
-        for row, number in enumerate(batch.rows.tolist()):
-            found = int((ids[row] >= 0).sum())
-            gold = [r for r in self._gold(batch, row)[: self.inject_gold] if r not in ids[row]]
-            for place, passage in enumerate(gold[:found], start=1):
-                ids[row, found - place] = passage
-                relevance[row, found - place] = 1.0
-            if self.shuffle_candidates:
-                draw = torch.Generator().manual_seed(self.data.seed * 1_000_003 + number)
-                order = torch.randperm(found, generator=draw).to(ids.device)
-                for tensor in (ids, scores, relevance):
-                    tensor[row, :found] = tensor[row, order]
-        return replace(batch, candidate_ids=ids, candidate_scores=scores, relevance=relevance)
-
-    def _ranked(self, batch: RagBatch, row: int) -> list[int]:
-        """Return the store's rows of a query's candidates, as the first stage ranks them."""
-        ranked = batch.candidate_ids[row, _first_stage(batch.candidate_scores[row])]
-        rows: list[int] = ranked[ranked >= 0].tolist()
-        return rows
-
-    def _gold(self, batch: RagBatch, row: int) -> list[int]:
-        """Return the store's rows of a query's relevant passages, the most useful first.
-
-        That is the order in which the data set names them (of the hops, say), else candidates
-        in the order of the first stage and then the others.
-        """
-        store = self.data.store
-        relevant = set(batch.relevant_rows[row].tolist())
-        named = [store.row(name) for name in batch.instances[row].relevant if name in store]
-        every = dict.fromkeys([*named, *self._ranked(batch, row), *sorted(relevant)])
-        return [passage for passage in every if passage in relevant]
-
-    def _gold_and_retrieved(self, batch: RagBatch, row: int) -> list[int]:
-        """Return the rows of up to `warm_up_gold` relevant passages, then of retrieved ones."""
-        gold = self._gold(batch, row)[: self.warm_up_gold]
-        return list(dict.fromkeys([*gold, *self._ranked(batch, row)]))[: self.k]
+        if self.inject_gold:
+            batch = lists.with_gold(batch, self.data.store, self.inject_gold)
+        return lists.shuffled(batch, self.data.seed) if self.shuffle_candidates else batch
 
     def _taught(self, batch: RagBatch, row: int) -> Tensor:
-        """Return the teacher's list (up to K,) as columns of the query's candidates."""
-        ids = batch.candidate_ids[row].tolist()
+        """Return the teacher's list (up to K,) as columns of the candidates of query `row`."""
         if self._teacher_lists:
             wanted = self._teacher_lists[int(batch.rows[row])]
+        elif self.teacher == "gold_first":
+            wanted = lists.gold_first(batch, row, self.data.store)
         else:
-            gold = self._gold(batch, row) if self.teacher == "gold_first" else []
-            wanted = list(dict.fromkeys([*gold, *self._ranked(batch, row)]))
+            wanted = lists.ranked(batch, row)
+        ids = batch.candidate_ids[row].tolist()
         columns = [ids.index(passage) for passage in wanted if passage in ids]
         return torch.tensor(columns[: self.k], dtype=torch.long)
-
-
-def _first_stage(scores: Tensor) -> Tensor:
-    """Return the columns of candidates (..., N) as the first stage ranks them, by its scores."""
-    return scores.argsort(dim=-1, descending=True, stable=True)
-
-
-def _relevance(batch: RagBatch, positions: Tensor) -> Tensor:
-    """Return whether the passages of lists (B, S, K) are relevant, (B, S, K)."""
-    relevance = batch.relevance[:, None].expand(-1, positions.shape[1], -1)  # (B, S, N)
-    return relevance.gather(-1, positions.clamp(min=0)) * (positions >= 0)
