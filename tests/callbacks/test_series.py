@@ -12,6 +12,7 @@ from lightning.pytorch import Callback
 from torch import Tensor
 
 from lightning_rag.callbacks.checkpoints import ResumePoint
+from lightning_rag.callbacks.phases import PhaseSchedule
 from lightning_rag.errors import UserError
 from lightning_rag.methods.base import Method
 from lightning_rag.methods.phase import Phase, check_schedule, series_of
@@ -300,6 +301,21 @@ def test_killed_anywhere_and_resumed(fit, tmp_path: Path, every: int) -> None:
                 ours = torch.load(folder / file.name, weights_only=True)["state_dict"]
                 theirs = torch.load(file, weights_only=True)["state_dict"]
                 assert same(ours, theirs), (name, file.name)
+
+
+def test_all_of_the_state_comes_back(tmp_path: Path) -> None:
+    state = {
+        "begun": True,
+        "start_epoch": 3,
+        "best": {"value": 0.5, "file": "em_2-best.ckpt", "misses": 1},
+        "best_of_series": {"value": 0.6, "file": "em_1-best.ckpt", "misses": 2},
+        "holds": "em_2-best.ckpt",
+        "estimates": {"em_1": {"ess": 2.5}},
+    }
+    schedule = PhaseSchedule(tmp_path)
+    assert schedule.state_dict().keys() == state.keys()
+    schedule.load_state_dict(state)
+    assert schedule.state_dict() == state
 
 
 def plain(name: str, **settings: object) -> Phase:
