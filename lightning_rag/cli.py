@@ -29,7 +29,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from omegaconf.errors import OmegaConfBaseException
 
 from lightning_rag.backbones.config import EncoderConfig, GeneratorConfig
-from lightning_rag.callbacks.checkpoints import ResumePoint
+from lightning_rag.callbacks.checkpoints import InitialWeights, ResumePoint
 from lightning_rag.callbacks.cost_ledger import CostLedger
 from lightning_rag.callbacks.evaluator import Evaluator
 from lightning_rag.callbacks.index_refresh import IndexRefresh
@@ -97,6 +97,9 @@ class RagCLI(LightningCLI):
         parser.add_argument(
             "--checkpoint_every", type=int, default=0, help="Steps; 0 = each epoch."
         )
+        parser.add_argument(
+            "--initial_weights", type=str | None, default=None, help="Checkpoint to begin with."
+        )
         parser.add_argument("--generator", type=GeneratorConfig, default=GeneratorConfig())
         parser.add_argument("--encoder", type=EncoderConfig, default=EncoderConfig())
         parser.add_argument("--optimizer", type=OptimizerConfig, default=OptimizerConfig())
@@ -119,6 +122,10 @@ class RagCLI(LightningCLI):
             config.ckpt_path = str(folder / f"{config.ckpt_path}.ckpt")
         if config.ckpt_path is not None:
             _check_checkpoint(Path(config.ckpt_path), resumes=self.config.subcommand == "fit")
+        if config.initial_weights is not None and self.config.subcommand == "fit":
+            _check_checkpoint(
+                Path(config.initial_weights), resumes=False, argument="initial_weights"
+            )
 
     def instantiate_trainer(self, **kwargs: object) -> Trainer:
         """Give the trainer the run's logger and the callbacks that every run has."""
@@ -140,6 +147,8 @@ class RagCLI(LightningCLI):
         callbacks += [IndexRefresh(), Evaluator()]
         if not rehearsed:
             callbacks += [PredictionWriter(folder), RunFiles(folder, _flat(config))]
+        if config.initial_weights is not None and self.subcommand == "fit":
+            callbacks.append(InitialWeights(Path(config.initial_weights)))
         if not rehearsed and config.trainer.enable_checkpointing is not False:
             callbacks.append(ResumePoint(folder / "checkpoints", config.checkpoint_every))
         kwargs["callbacks"] = callbacks

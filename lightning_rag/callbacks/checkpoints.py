@@ -1,14 +1,19 @@
-"""Where a run can go on from: `checkpoints/last.ckpt`, complete or as it was before."""
+"""What a run begins with, and where it can go on from."""
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 
-from lightning.pytorch import LightningModule, Trainer
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
+from lightning_rag.methods.base import as_method
 from lightning_rag.types import RagBatch
+
+log = logging.getLogger(__name__)
 
 
 def save_checkpoint(trainer: Trainer, path: Path, *, resumable: bool) -> None:
@@ -23,6 +28,28 @@ def save_checkpoint(trainer: Trainer, path: Path, *, resumable: bool) -> None:
     trainer.save_checkpoint(temporary, weights_only=not resumable)
     if trainer.is_global_zero:
         os.replace(temporary, path)
+
+
+class InitialWeights(Callback):
+    """Begins a training with weights of another run: those of all groups that both methods have.
+
+    So methods can be compared from the same warm-up, and one method's generator serves another.
+
+    Args:
+        checkpoint: the other run's `best.ckpt` or another of its checkpoints.
+    """
+
+    def __init__(self, checkpoint: Path) -> None:
+        self.checkpoint = checkpoint
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Load the weights, unless the run goes on from a checkpoint of its own."""
+        if trainer.ckpt_path is not None:
+            return
+        method = as_method(pl_module)
+        state = torch.load(self.checkpoint, map_location="cpu", weights_only=True)["state_dict"]
+        groups = method.load_groups(state, f"initial_weights: {self.checkpoint}")
+        log.info("weights of %s taken from %s", " and ".join(groups), self.checkpoint)
 
 
 class ResumePoint(Checkpoint):

@@ -372,22 +372,47 @@ class Method(LightningModule, ABC):
         self.phase_start = checkpoint["phase_start"]
         self.bank.load_state_dict(checkpoint["bank"])
 
+    def load_groups(self, state: Mapping[str, Tensor], where: str) -> list[str]:
+        """Take the weights of all parameter groups that are in `state`; return their names.
+
+        Args:
+            state: the state dictionary of a method, this one or another.
+            where: what it came from, for errors.
+
+        Raises:
+            UserError: no group in common, or models of another shape.
+        """
+        theirs = {name.split(".")[0] for name in state}
+        groups = [name for name in self.groups() if name in theirs]
+        if not groups:
+            raise UserError(
+                f"{where} has weights of {', '.join(sorted(theirs)) or 'nothing'}; legal: of at "
+                f"least one of {', '.join(self.groups())}"
+            )
+        kept = {name: weight for name, weight in state.items() if name.split(".")[0] in groups}
+        ours = {n: w for n, w in self.state_dict().items() if n.split(".")[0] in groups}
+        _check_weights(ours, kept, where)
+        self.load_state_dict(kept, strict=False)
+        return groups
+
     def _check_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
         name = type(self).__name__
         where = f"ckpt_path: {self.trainer.ckpt_path}"
         if checkpoint.get("method", name) != name:
             raise UserError(f"{where} was trained as {checkpoint['method']}; legal: one of {name}")
-        ours, theirs = self.state_dict(), checkpoint["state_dict"]
-        change = "; configure the models (generator, encoder) and data as they were trained"
-        for key in sorted(ours.keys() ^ theirs.keys()):
-            what = "lacks the weights" if key in ours else "has unknown weights"
-            raise UserError(f"{where} {what} {key}{change}")
-        for key, weight in ours.items():
-            came, expected = tuple(theirs[key].shape), tuple(weight.shape)
-            if came != expected and not key.endswith("_extra_state"):  # bytes, of any length
-                raise UserError(
-                    f"{where}: {key} has shape {came}, the model's has {expected}{change}"
-                )
+        _check_weights(self.state_dict(), checkpoint["state_dict"], where)
+
+
+def _check_weights(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor], where: str) -> None:
+    """Refuse weights that are not those of the same models."""
+    change = "; configure the models (generator, encoder) and data as they were trained"
+    for key in sorted(ours.keys() ^ theirs.keys()):
+        what = "lacks the weights" if key in ours else "has unknown weights"
+        raise UserError(f"{where} {what} {key}{change}")
+    for key, weight in ours.items():
+        came, expected = tuple(theirs[key].shape), tuple(weight.shape)
+        if came != expected and not key.endswith("_extra_state"):  # bytes, of any length
+            raise UserError(f"{where}: {key} has shape {came}, the model's has {expected}{change}")
 
 
 def as_method(module: LightningModule) -> Method:

@@ -62,7 +62,7 @@ class Dro(Method):
         epochs: epochs of each M-step over the samples; the released code's are 3 (A9).
         patience: stop after so many iterations without a better validation score; None = never.
             The best pair is kept, the warm-up's included (A17).
-        train_selector: False leaves the selector as the warm-up made it, or as it came.
+        train_selector: False leaves the selector as the warm-up made it (the paper's Figure 5).
         train_generator: the same for the generator.
         online: draw and weigh anew in every training step instead of once an iteration.
         sequential: train the generator, estimate again, then train the selector (A11).
@@ -200,7 +200,7 @@ class Dro(Method):
             phases.append(
                 Phase(
                     "warm_up",
-                    trains=self.trained,
+                    trains=("selector", "generator"),
                     loss=self.warm_up_loss,
                     epochs=self.warm_up_epochs,
                     series="em",
@@ -229,24 +229,20 @@ class Dro(Method):
     def warm_up_loss(self, batch: RagBatch) -> LossTerms:
         """NLL of the teacher's lists under the selector, of the answers under the generator."""
         batch = self._training_candidates(batch)
-        terms = {}
-        if "selector" in self.phase.trains:
-            taught = [self._taught(batch, row) for row in range(len(batch.instances))]
-            padded = nn.utils.rnn.pad_sequence(taught, batch_first=True, padding_value=-1)
-            positions = padded[:, None].to(batch.rows.device)  # (B, 1, K)
-            terms["selector"] = -self.selector.log_prob(self._offer(batch), positions).mean()
-        if "generator" in self.phase.trains:
-            store, gold = self.data.store, self.warm_up_gold
-            prompts = [
-                self._prompt(instance, lists.gold_first(batch, row, store, gold)[: self.k])
-                for row, instance in enumerate(batch.instances)
-            ]
-            targets = [self.data.task.target(instance) for instance in batch.instances]
-            log_p = self.generator.log_likelihood(
-                prompts, targets, reduction=self.weighting.reduction
-            )
-            terms["generator"] = -log_p.mean()
-        return LossTerms(torch.stack(list(terms.values())).sum(), terms)
+        taught = [self._taught(batch, row) for row in range(len(batch.instances))]
+        padded = nn.utils.rnn.pad_sequence(taught, batch_first=True, padding_value=-1)
+        positions = padded[:, None].to(batch.rows.device)  # (B, 1, K)
+        log_prob = self.selector.log_prob(self._offer(batch), positions)  # (B, 1)
+        store, gold = self.data.store, self.warm_up_gold
+        prompts = [
+            self._prompt(instance, lists.gold_first(batch, row, store, gold)[: self.k])
+            for row, instance in enumerate(batch.instances)
+        ]
+        targets = [self.data.task.target(instance) for instance in batch.instances]
+        log_likelihood = self.generator.log_likelihood(
+            prompts, targets, reduction=self.weighting.reduction
+        )
+        return _sum({"selector": -log_prob.mean(), "generator": -log_likelihood.mean()})
 
     def estimate(self, batch: RagBatch) -> dict[str, Tensor]:
         """Draw S lists of each query, score and weigh them (E-step, Eqs. 6, 7 and 19)."""
@@ -326,7 +322,7 @@ class Dro(Method):
                 )
             counts = weights[counted[:, 0], counted[:, 1]]  # (C,)
             terms["generator"] = -(counts * log_p).sum() / size
-        return LossTerms(torch.stack(list(terms.values())).sum(), terms)
+        return _sum(terms)
 
     def _sample(self, batch: RagBatch) -> tuple[Sampled, Tensor, Tensor]:
         """Return S sampled lists of each query, log-likelihoods (B, S) and weights (B, S)."""
@@ -408,3 +404,8 @@ class Dro(Method):
         ids = batch.candidate_ids[row].tolist()
         columns = [ids.index(passage) for passage in wanted if passage in ids]
         return torch.tensor(columns[: self.k], dtype=torch.long)
+
+
+def _sum(terms: dict[str, Tensor]) -> LossTerms:
+    """Return the sum of the models' own losses."""
+    return LossTerms(torch.stack(list(terms.values())).sum(), terms)

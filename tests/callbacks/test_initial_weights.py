@@ -1,0 +1,90 @@
+"""Beginning with the weights of another run, through the command line."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from lightning_rag import cli
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+SMALL = Path(__file__).resolve().parents[1] / "small.yaml"
+STILL = '--optimizer.learning_rates={"generator": 1e-20, "selector": 1e-20}'
+
+
+@pytest.fixture(autouse=True)
+def plain_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["lightning_rag"])
+
+
+def equal(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether weights are the same but for steps at a rate of 1e-20."""
+    return torch.allclose(one, other, rtol=0, atol=1e-12)
+
+
+def fit(folder: Path, method: str, *flags: str) -> int:
+    files = (
+        CONFIGS / "base.yaml",
+        CONFIGS / "data" / "synthetic_questions.yaml",
+        CONFIGS / "backbone" / "tiny.yaml",
+        CONFIGS / "method" / f"{method}.yaml",
+        SMALL,
+    )
+    return cli.main(
+        [
+            "fit",
+            *(part for file in files for part in ("--config", str(file))),
+            *(f"--data.reader.init_args.{split}=16" for split in ("train", "validation", "test")),
+            f"--runs={folder / 'runs'}",
+            f"--data.cache_dir={folder / 'cache'}",
+            "--model.epochs=1",
+            "--evaluate=false",
+            *flags,
+        ]
+    )
+
+
+def weights(folder: Path, method: str, variant: str = "default") -> dict[str, torch.Tensor]:
+    run = folder / "runs" / "default" / "synthetic_questions" / method / variant / "seed=0"
+    state: dict[str, torch.Tensor] = torch.load(
+        run / "checkpoints" / "best.ckpt", weights_only=True
+    )["state_dict"]
+    return {name: weight for name, weight in state.items() if not name.endswith("_extra_state")}
+
+
+def test_a_run_begins_with_the_weights_of_another(tmp_path: Path) -> None:
+    assert fit(tmp_path, "no_retrieval", "--optimizer.learning_rates={generator: 0.01}") == 0
+    trained = weights(tmp_path, "noretrieval")
+    run = tmp_path / "runs" / "default" / "synthetic_questions" / "noretrieval" / "default"
+    source = f"--initial_weights={run / 'seed=0' / 'checkpoints' / 'best.ckpt'}"
+
+    # The same method; at a rate of almost 0 it ends with what it began with.
+    assert fit(tmp_path, "no_retrieval", STILL, source, "--variant=same") == 0
+    same = weights(tmp_path, "noretrieval", "same")
+    assert all(equal(weight, trained[name]) for name, weight in same.items())
+
+    # Another method takes the generator; its own selector is as its seed made it.
+    dro = (STILL, "--model.warm_up_epochs=1", "--model.iterations=0")
+    assert fit(tmp_path, "dro", *dro, source, "--variant=taken") == 0
+    assert fit(tmp_path, "dro", *dro, "--variant=fresh") == 0
+    taken, fresh = weights(tmp_path, "dro", "taken"), weights(tmp_path, "dro", "fresh")
+    assert taken.keys() == fresh.keys()
+    for name, weight in taken.items():
+        expected = trained[name] if name.startswith("generator.") else fresh[name]
+        assert equal(weight, expected), name
+    assert any(not equal(trained[name], fresh[name]) for name in trained)
+
+
+def test_bad_initial_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert fit(tmp_path, "no_retrieval", f"--initial_weights={tmp_path / 'none.ckpt'}") == 1
+    assert "initial_weights: there is no checkpoint" in capsys.readouterr().err
+    assert fit(tmp_path, "no_retrieval") == 0
+    (source,) = tmp_path.rglob("best.ckpt")
+    larger = ("--generator.tiny.hidden_size=32", f"--initial_weights={source}", "--variant=b")
+    assert fit(tmp_path, "no_retrieval", *larger) == 1
+    message = capsys.readouterr().err
+    assert "initial_weights" in message
+    assert "the model's has" in message
