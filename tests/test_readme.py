@@ -134,3 +134,12 @@ def test_composed_on_semeval(method: str, here: Path, data_root: Path) -> None:
     (metrics,) = (here / "runs").rglob("metrics.json")
     assert 0 <= json.loads(metrics.read_text())["test"]["f1"] <= 1
     assert (metrics.parent / "retrieval.json").exists()
+
+
+def test_dro_on_made_up_questions(here: Path) -> None:
+    (command,) = commands("method/dro.yaml")
+    sizes = [f"--data.reader.init_args.{s}=16" for s in ("train", "validation", "test")]
+    short = ("--model.warm_up_epochs=1", "--model.iterations=1", "--data.num_candidates=6")
+    assert cli.main([*arguments(command), *SMALL, *sizes, *short]) == 0
+    (summary,) = (here / "runs").rglob("summary.json")
+    assert "success@1/selector" in json.loads(summary.read_text())["estimates"]["em_1"]
