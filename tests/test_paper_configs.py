@@ -290,3 +290,42 @@ class TestDro:
         for flag, (_, value) in flags.items():
             assert flag in heads
             assert at(config, tuple(DRO_FLAGS[flag].split("."))) == yaml.safe_load(value), flag
+
+    def test_a_run(self, folder, capsys):
+        """The settings of NQ on files of DPR's form, with models from scratch."""
+        pytest.importorskip("peft")
+        names = [f"{first}{last}" for first in ("Ba", "De", "Ki", "Lo") for last in ("dor", "vel")]
+        towns = [f"{name}{end}" for name in names for end in ("stad", "ham", "burg")]
+        rows = [f"{n}\tIts mayor is {t[::-1]}.\t{t}" for n, t in enumerate(towns)]
+        table = "\n".join(["id\ttext\ttitle", *rows])
+        (folder / "psgs_w100.tsv").write_text(f"{table}\n", encoding="utf-8")
+        for split, chosen in (("train", range(10)), ("dev", range(10, 14))):
+            questions = [
+                {
+                    "question": f"who is the mayor of {towns[n]}",
+                    "answers": [towns[n][::-1]],
+                    "positive_ctxs": [{"title": towns[n], "text": rows[n], "passage_id": str(n)}],
+                }
+                for n in chosen
+            ]
+            file = folder / f"biencoder-nq-{split}.json"
+            file.write_text(json.dumps(questions), encoding="utf-8")
+        tiny = {"source": "tiny", "tiny": {"hidden_size": 16, "heads": 2, "layers": 1}}
+        decoder = {**tiny, "chat_template": False, "dtype": "float32", "max_source_length": 512}
+        small = {
+            "trainer": {"accelerator": "cpu", "enable_progress_bar": False, "log_every_n_steps": 1},
+            "data": {"root": str(folder), "reader": {"init_args": {"validation_fraction": 0.2}}},
+            "generator": decoder,
+            "encoder": {**tiny, "max_length": 32},
+            "model": {"init_args": {"iterations": 1, "selector": {"model": decoder}}},
+        }
+        (folder / "small.yaml").write_text(yaml.safe_dump(small), encoding="utf-8")
+        words = ["--config", str(PAPER / "dro_nq.yaml"), "--config", str(folder / "small.yaml")]
+        assert cli.main(["fit", *words]) == 0
+        [summary] = folder.rglob("summary.json")
+        found = json.loads(summary.read_text(encoding="utf-8"))
+        assert "em_1" in found["estimates"]
+        assert 1 <= found["estimates"]["em_1"]["ess_min"] <= 8
+        [file] = folder.rglob("predictions*.jsonl")
+        lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        assert [len(line["retrieved"]) for line in lines] == [5] * 4
