@@ -26,13 +26,14 @@ def ranked(batch: RagBatch, row: int) -> list[int]:
 def gold(batch: RagBatch, row: int, store: PassageStore) -> list[int]:
     """Return the store's rows of the relevant passages of query `row`, the most useful first.
 
-    That is the order in which the data set names them (of the hops, say), else candidates in the
-    order of the first stage and then the others.
+    These are the passages that the data set names, in its order (of the hops, say), whether they
+    are candidates or not; where it names none, the candidates that count as relevant, in the order
+    of the first stage. Others of the store that merely hold the answer's words can be about
+    anything, and would teach a generator to answer "yes" without evidence.
     """
     relevant = set(batch.relevant_rows[row].tolist())
     named = [store.row(name) for name in batch.instances[row].relevant if name in store]
-    every = dict.fromkeys([*named, *ranked(batch, row), *sorted(relevant)])
-    return [passage for passage in every if passage in relevant]
+    return [passage for passage in named or ranked(batch, row) if passage in relevant]
 
 
 def gold_first(

@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from lightning_rag.data.readers.synthetic import SyntheticQuestions, SyntheticRe
 from lightning_rag.errors import UserError
 from lightning_rag.methods.dro import Dro
 from lightning_rag.methods.weighting import WeightingConfig, figures, merge_equal
+from lightning_rag.retrieval import lists
 from lightning_rag.retrieval.selector import Sampled
 from lightning_rag.retrieval.selectors import SelectorConfig
 from lightning_rag.tasks.question_answering import QuestionAnswering
@@ -97,8 +99,8 @@ def log_likelihoods(method: Dro, batch: RagBatch, positions: Tensor) -> Tensor:
         method.generator.log_likelihood(
             [written_out(method, batch, row, columns)], [batch.instances[row].answers[0]]
         )
-        for row, lists in enumerate(positions.tolist())
-        for columns in lists
+        for row, of_query in enumerate(positions.tolist())
+        for columns in of_query
     ]
     return torch.cat(values).view(positions.shape[:2])
 
@@ -115,10 +117,10 @@ def test_estimate_by_hand(questions: RagDataModule, kind: Any) -> None:
     assert positions.shape == (5, 6, 2)
     expected = log_likelihoods(method, batch, positions).detach().softmax(dim=-1)
     for row in range(5):
-        lists = [tuple(columns) for columns in positions[row].tolist()]
-        assert all(len(set(columns)) == 2 for columns in lists)
-        for columns in set(lists):
-            same = [s for s, other in enumerate(lists) if other == columns]
+        drawn = [tuple(columns) for columns in positions[row].tolist()]
+        assert all(len(set(columns)) == 2 for columns in drawn)
+        for columns in set(drawn):
+            same = [s for s, other in enumerate(drawn) if other == columns]
             total = sum(float(expected[row, s]) for s in same)
             assert float(weights[row, same[0]]) == pytest.approx(total, abs=1e-5)
             assert not weights[row, same[1:]].any()  # merged into the first
@@ -339,12 +341,26 @@ def test_warm_up_by_hand(questions: RagDataModule) -> None:
         read = list(dict.fromkeys([*gold, *ids]))[:3]  # gold is read even if not retrieved
         prompts.append(numbered_prompt(instance.text, [store[r] for r in read]))
     loss = method.warm_up_loss(batch)
-    lists = torch.tensor(wanted)[:, None]
-    log_z = method.selector.log_prob(method._offer(batch), lists)
+    taught = torch.tensor(wanted)[:, None]
+    log_z = method.selector.log_prob(method._offer(batch), taught)
     answers = [instance.answers[0] for instance in batch.instances]
     log_p = method.generator.log_likelihood(prompts, answers)
     torch.testing.assert_close(loss.terms["selector"], -log_z.mean())
     torch.testing.assert_close(loss.terms["generator"], -log_p.mean())
+
+
+def test_gold_without_names_is_among_the_candidates(questions: RagDataModule) -> None:
+    """A passage elsewhere in the store that holds the answer's words can be about anything."""
+    batch = batch_of(questions, 40)
+    batch.instances = [replace(instance, relevant=()) for instance in batch.instances]
+    # As the task would judge by contents: a candidate and passages that were not retrieved.
+    strangers = [r for r in range(len(questions.store)) if r not in batch.candidate_ids[0]]
+    own = batch.candidate_ids[0, [5, 2]].tolist()
+    batch.relevant_rows[0] = torch.tensor(sorted([*strangers[:3], *own]))
+    assert lists.gold(batch, 0, questions.store) == own[::-1]
+    first = lists.gold_first(batch, 0, questions.store, most=1)
+    assert first[0] == own[1]
+    assert sorted(first) == sorted(batch.candidate_ids[0].tolist())
 
 
 def test_teachers(questions: RagDataModule, tmp_path: Path) -> None:
