@@ -60,7 +60,7 @@ def arguments(method: Path, folder: Path, command: str = "fit") -> list[str]:
 def epochs(method: Path, number: int) -> list[str]:
     """Set the length of the training, under whatever name the method has for it."""
     dro = ["--model.warm_up_epochs=1", f"--model.iterations={number}", "--model.epochs=1"]
-    known = {"two_phases": [], "dro": dro, "dro_plackett_luce": dro}
+    known = {"two_phases": [], "dro": dro, "dro_listwise": dro}
     return known.get(method.stem, [f"--model.epochs={number}"])
 
 

@@ -484,7 +484,7 @@ def arguments(folder: Path, *flags: str, data: str = "synthetic_questions") -> l
         CONFIGS / "base.yaml",
         CONFIGS / "data" / f"{data}.yaml",
         CONFIGS / "backbone" / "tiny.yaml",
-        CONFIGS / "method" / "dro.yaml",
+        CONFIGS / "method" / "dro_listwise.yaml",
         SMALL,
     )
     return [
