@@ -55,9 +55,14 @@ class InitialWeights(Callback):
 class ResumePoint(Checkpoint):
     """Keeps `last.ckpt` at the end of every epoch, and every n optimiser steps between.
 
-    Lightning's own ModelCheckpoint can save after an epoch's last batch; a run resumed from there
-    takes the epoch for finished and loses its validation. So the last batch is left to the
-    epoch's end.
+    Lightning's own ModelCheckpoint can save after a batch and before the validation that follows
+    it; a run resumed from there loses that validation, for Lightning takes it as done. So a
+    checkpoint that falls on a validated step waits for the end of the validation, and one that
+    falls on the last batch of an epoch, or on a step at which the training stops, for the end of
+    the epoch.
+
+    A validation that goes by the clock (a `val_check_interval` of time) is not foreseen, and a
+    resumed run starts its clock anew: such a run resumes, but not exactly.
 
     Args:
         folder: the run's folder of checkpoints.
@@ -69,6 +74,10 @@ class ResumePoint(Checkpoint):
         self.every_n_steps = every_n_steps
         self.saved_at = 0
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take the step that the run begins with as saved: a resumed run has it from a file."""
+        self.saved_at = trainer.global_step
+
     def on_train_batch_end(
         self,
         trainer: Trainer,
@@ -77,16 +86,36 @@ class ResumePoint(Checkpoint):
         batch: RagBatch,
         batch_idx: int,
     ) -> None:
-        """Save at the steps of the schedule, once each (accumulation repeats a step)."""
-        step, every = trainer.global_step, self.every_n_steps
-        if not every or step % every or step == self.saved_at or trainer.is_last_batch:
-            return
-        self._save(trainer)
+        """Save at the steps of the schedule, unless a validation of this step follows."""
+        if self._due(trainer) and not _validates(trainer, batch_idx):
+            self._save(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save what waited for the validation, which the callbacks before this one have judged."""
+        if trainer.state.fn == "fit" and self._due(trainer):
+            self._save(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save what the epoch, its validation and a phase that ended with it left."""
         self._save(trainer)
 
+    def _due(self, trainer: Trainer) -> bool:
+        """Whether the schedule says so; once a step, for accumulation repeats it."""
+        step, every = trainer.global_step, self.every_n_steps
+        if not every or step % every or step == self.saved_at:
+            return False
+        return not (trainer.is_last_batch or trainer.should_stop)
+
     def _save(self, trainer: Trainer) -> None:
         self.saved_at = trainer.global_step
         save_checkpoint(trainer, self.folder / "last.ckpt", resumable=True)
+
+
+def _validates(trainer: Trainer, batch_idx: int) -> bool:
+    """Whether Lightning validates when this batch, which is not its epoch's last, has ended."""
+    interval, epochs = trainer.val_check_batch, trainer.check_val_every_n_epoch
+    if interval is None or not trainer.enable_validation:
+        return False
+    if epochs is None:  # then batches are counted over all epochs
+        return (trainer.fit_loop.total_batch_idx + 1) % interval == 0
+    return (trainer.current_epoch + 1) % epochs == 0 and (batch_idx + 1) % interval == 0
