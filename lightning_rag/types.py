@@ -108,12 +108,14 @@ class Retrieved:
 
 @dataclass
 class PermutationSamples:
-    """S ordered lists of K candidates for each of B queries."""
+    """S ordered lists of K candidates for each of B queries, and what they are worth."""
 
-    positions: Tensor  # (B, S, K) ordered, without replacement
-    log_proposal: Tensor  # (B, S)
-    log_likelihood: Tensor  # (B, S)
-    weights: Tensor  # (B, S) rows sum to 1; no gradient
+    positions: Tensor  # (B, S, K) ordered, without replacement; -1 = nothing was left
+    log_prob: Tensor  # (B, S) of the list under the selector
+    log_proposal: Tensor  # (B, S) of the list under what it was drawn from
+    valid: Tensor  # (B, S) bool; False = a selector's output that had to be mended
+    log_likelihood: Tensor  # (B, S) of the answer given the list
+    weights: Tensor  # (B, S) no gradient; rows sum to 1 (self-normalised), or 0 (left out)
 
 
 @dataclass

@@ -74,7 +74,7 @@ class Generator(PromptedBackbone, ABC):
         reduction: Literal["sum", "mean"] = "sum",
         token_budget: int = 8192,
     ) -> Tensor:
-        """Log-likelihood of many targets without gradient: `log_likelihood`, sooner.
+        """Log-likelihood of many targets without gradient or dropout: `log_likelihood`, sooner.
 
         Equal pairs of prompt and target are computed once, and so is what prompts have in common:
         their beginning with one decoder, pairs of query and passage with fused passages. Pairs of
@@ -103,11 +103,15 @@ class Generator(PromptedBackbone, ABC):
         chosen = [first[key] for key in numbers]
         answers = self._answers([targets[i] for i in chosen])
         table = torch.zeros(len(chosen), max(map(len, answers)), device=self.device)
-        with self.activations_kept():
+        training = self.training
+        self.eval()
+        try:
             scored = self._scored_logits([prompts[i] for i in chosen], answers, token_budget)
             for rows, steps, logits in scored:
                 labels = [answers[row][step] for row, step in zip(rows, steps, strict=True)]
                 table[rows, steps] = _log_p(logits, labels)
+        finally:
+            self.train(training)
         return _reduced(table, answers, reduction)[[numbers[key] for key in keys]]
 
     def choose(

@@ -190,6 +190,7 @@ class SequenceToSequenceGenerator(Generator):
         it is encoded once.
         """
         inputs = self._inputs(prompts, 0)
+        self.tokens += sum(map(len, answers))
         lengths = [
             sum(len(row.ids) for row in rows) + len(answer)
             for rows, answer in zip(inputs, answers, strict=True)

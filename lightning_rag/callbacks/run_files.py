@@ -62,6 +62,8 @@ class RunFiles(Callback):
         method = as_method(pl_module)
         point: dict[str, Json] = {"step": trainer.global_step, "phase": method.phase.name}
         point.update(_metrics(trainer, "val/"))
+        if method.phase.monitor != "loss":
+            point.pop("loss", None)  # an earlier phase's: Lightning keeps what was logged last
         self.curve.append(point)
         self._write_metrics(trainer, {"validation": list(self.curve)})
 

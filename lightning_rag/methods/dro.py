@@ -13,16 +13,29 @@ from torch import Tensor, nn
 from lightning_rag.backbones.config import EncoderConfig, GeneratorConfig
 from lightning_rag.data.teacher_lists import read_teacher_lists
 from lightning_rag.errors import UserError
-from lightning_rag.functional.permutation import mean_baseline
 from lightning_rag.methods.base import Method
 from lightning_rag.methods.optimization import OptimizerConfig
 from lightning_rag.methods.phase import Phase
-from lightning_rag.methods.weighting import WeightingConfig, averages, figures, merge_equal
+from lightning_rag.methods.weighting import (
+    WeightingConfig,
+    averages,
+    figures,
+    merge_equal,
+    selector_baseline,
+)
 from lightning_rag.retrieval import lists
 from lightning_rag.retrieval.pool import best_columns
-from lightning_rag.retrieval.selector import Offer, Sampled, Selector, numbered
+from lightning_rag.retrieval.selector import Offer, Selector, numbered
 from lightning_rag.retrieval.selectors import SelectorConfig, build_selector
-from lightning_rag.types import Instance, LossTerms, Prompt, RagBatch, Retrieved
+from lightning_rag.types import (
+    Instance,
+    LossTerms,
+    PermutationSamples,
+    Predictions,
+    Prompt,
+    RagBatch,
+    Retrieved,
+)
 
 log = logging.getLogger(__name__)
 
@@ -67,14 +80,15 @@ class Dro(Method):
         online: draw and weigh anew in every training step instead of once an iteration.
         sequential: train the generator, estimate again, then train the selector (A11).
         reinit: begin every M-step with the warm-up's weights (A10).
-        baseline: "mean" subtracts 1 / S from the weights in the selector's loss, which changes no
-            expectation but the variance; for `online` only (A18).
+        baseline: "mean" subtracts the mean of the samples' weights in the selector's loss (of the
+            other samples' for raw weights), which changes no expectation but the variance; for
+            `online` only, with samples of the selector itself (A18).
         generator_order: the generator reads the list as "selected", or in the order of the first
             stage, so that only the set counts ("retrieved").
         shuffle_candidates: show the selector the candidates of a training query in a random order
             that stays the same, against a bias to first places (A13).
-        inject_gold: put so many relevant passages among a training query's candidates if they are
-            missing, in place of the last ones (A15).
+        inject_gold: put so many relevant passages that the data set names among a training query's
+            candidates if they are missing, in place of the last ones (A15).
         numbered: passages carry their place in the list, "[1] …", as in the released prompts.
         decoding: "options" scores the task's allowed answers, "free" generates text.
     """
@@ -124,18 +138,30 @@ class Dro(Method):
             if value < least:
                 raise UserError(f"model.{name} is {value}; legal: {least} or more")
         string = self.selector_config.decoding == "string"
+        on_policy = self.selector_config.on_policy
+        plain = self.weighting.kind in ("self_normalized", "raw")
+        plain = plain and self.weighting.duplicates == "keep"
         for clash, rule in (
             (warm_up_epochs + iterations == 0, "warm_up_epochs or iterations must be above 0"),
             (not (train_selector or train_generator), "something must train"),
-            (baseline == "mean" and not online, "baseline: mean needs online: true"),
+            (
+                baseline == "mean" and not (online and on_policy),
+                "baseline: mean needs online: true, and samples of the selector itself "
+                "(selector.proposal_temperature: 1, selector.top_p: 1)",
+            ),
+            (
+                baseline == "mean" and not plain,
+                "baseline: mean needs weighting.kind: self_normalized or raw, duplicates: keep",
+            ),
             (online and sequential, "online: true has no sequential: true"),
             (reinit and not warm_up_epochs, "reinit: true needs warm_up_epochs above 0"),
+            (reinit and (online or sequential), "reinit: true has no online or sequential: true"),
             (
                 sequential and not (train_selector and train_generator),
                 "sequential: true needs train_selector and train_generator",
             ),
             (
-                string and not self.selector_config.on_policy and self._corrects,
+                string and not on_policy and self.weighting.corrects,
                 "selector.decoding: string gives no probability of a tempered output; legal: "
                 "weighting.proposal_correction: false, or proposal_temperature: 1 and top_p: 1",
             ),
@@ -168,11 +194,6 @@ class Dro(Method):
         self.inject_gold = inject_gold
         self.numbered = numbered
 
-    @property
-    def _corrects(self) -> bool:
-        weighting = self.weighting
-        return weighting.proposal_correction and weighting.kind == "self_normalized"
-
     def build(self) -> None:
         """Make generator and selector, and read the teacher's lists."""
         super().build()
@@ -186,8 +207,19 @@ class Dro(Method):
         )
         self._teacher_lists: list[list[int]] = []
         if self.warm_up_epochs and self.teacher not in ("first_stage", "gold_first"):
+            path = Path(self.teacher).expanduser()
+            if not path.is_file():
+                raise UserError(
+                    f"model.teacher is {self.teacher!r}; legal: first_stage, gold_first, or a file "
+                    "of lists"
+                )
             queries = self.data.queries("train")
-            self._teacher_lists = read_teacher_lists(Path(self.teacher), queries, self.data.store)
+            self._teacher_lists = read_teacher_lists(path, queries, self.data.store)
+        if self.inject_gold and not any(query.relevant for query in self.data.splits.train):
+            raise UserError(
+                f"model.inject_gold is {self.inject_gold}, but no training query of this data set "
+                "names its relevant passages; legal: 0"
+            )
 
     def groups(self) -> dict[str, nn.Module]:
         """Return selector and generator."""
@@ -206,11 +238,13 @@ class Dro(Method):
                     series="em",
                 )
             )
-        halves = [("_generator", ("generator",)), ("_selector", ("selector",))]
-        steps = halves if self.sequential else [("", self.trained)]
-        patience = None if self.patience is None else self.patience * len(steps)
+        # name's end, what learns, phases without a better score that end the series after it
+        steps = [("", self.trained, self.patience)]
+        if self.sequential:
+            patience = None if self.patience is None else 2 * self.patience
+            steps = [("_generator", ("generator",), None), ("_selector", ("selector",), patience)]
         for iteration in range(1, self.iterations + 1):
-            for suffix, trains in steps:
+            for suffix, trains, patience in steps:
                 phases.append(
                     Phase(
                         f"em_{iteration}{suffix}",
@@ -247,17 +281,17 @@ class Dro(Method):
     def estimate(self, batch: RagBatch) -> dict[str, Tensor]:
         """Draw S lists of each query, score and weigh them (E-step, Eqs. 6, 7 and 19)."""
         batch = self._training_candidates(batch)
-        sampled, log_likelihood, weights = self._sample(batch)
-        found = figures(sampled, log_likelihood, weights)
+        samples = self._sample(batch)
+        found = figures(samples)
         first = lists.first_stage(batch.candidate_scores)[:, None, : self.k]  # (B, 1, K)
-        for name, positions in (("selector", sampled.positions), ("first_stage", first)):
+        for name, positions in (("selector", samples.positions), ("first_stage", first)):
             hits = lists.relevance(batch, positions)  # (B, S or 1, K)
             for k in RECALL_AT:
                 if k <= self.k:
                     found[f"success@{k}/{name}"] = hits[..., :k].amax(dim=-1).mean(dim=-1)
         return {
-            "positions": sampled.positions,
-            "weights": merge_equal(sampled.positions, weights),
+            "positions": samples.positions,
+            "weights": merge_equal(samples.positions, samples.weights),
             **{f"figures/{name}": values for name, values in found.items()},
         }
 
@@ -274,8 +308,9 @@ class Dro(Method):
             train = self.data.splits.train
             ids = ", ".join(train[row].id for row in left_out[:5])
             log.warning(
-                "%d of %d queries are left out of this iteration: no sampled list has a finite "
-                "log-likelihood, or one above weighting.min_log_likelihood (%s%s)",
+                "%d of %d queries are left out of this iteration, because none of their lists has "
+                "a weight: log-likelihoods that are not finite, below "
+                "weighting.min_log_likelihood, or too small for kind: raw (%s%s)",
                 *(len(left_out), len(train), ids, ", …" if len(left_out) > 5 else ""),
             )
         return averages(named)
@@ -291,13 +326,13 @@ class Dro(Method):
         """Estimate and maximise in one step, with the same expected gradient at θ^t."""
         batch = self._training_candidates(batch)
         with torch.no_grad():
-            sampled, log_likelihood, weights = self._sample(batch)
-        selector_weights = weights
+            samples = self._sample(batch)
+        weights = selector_weights = samples.weights
         if self.baseline == "mean":
-            selector_weights = weights - mean_baseline(weights)
-        loss = self._weighted(batch, sampled.positions, weights, selector_weights)
-        found = figures(sampled, log_likelihood, weights)
-        loss.terms |= {name: found[name].mean() for name in ("ess", "distinct")}
+            selector_weights = weights - selector_baseline(self.weighting.kind, weights)
+        loss = self._weighted(batch, samples.positions, weights, selector_weights)
+        found = figures(samples)
+        loss.terms |= {name: found[name].nanmean() for name in ("ess", "distinct")}
         return loss
 
     def _weighted(
@@ -305,7 +340,7 @@ class Dro(Method):
     ) -> LossTerms:
         """Return L_S + L_G (Eqs. 10 and 11) for lists (B, S, K) and weights (B, S).
 
-        The sum over a query's lists is not divided by S: its weights add up to 1 (A7).
+        The sum over a query's lists is not divided by S: the weights have that in them (A7).
         """
         terms = {}
         size = len(batch.instances)
@@ -315,29 +350,47 @@ class Dro(Method):
         if "generator" in self.phase.trains:
             # Lists without weight, such as those merged with an equal one, are not read.
             counted = weights.nonzero()  # (C, 2) query and sample
-            log_p = weights.new_zeros(0)
-            if len(counted):
-                log_p = self.generator.log_likelihood(
-                    *self._pairs(batch, positions, counted), reduction=self.weighting.reduction
-                )
+            if not len(counted):  # nothing to learn: one list, for a gradient of zero
+                counted = counted.new_zeros(1, 2)
+            log_p = self.generator.log_likelihood(
+                *self._pairs(batch, positions, counted), reduction=self.weighting.reduction
+            )
             counts = weights[counted[:, 0], counted[:, 1]]  # (C,)
             terms["generator"] = -(counts * log_p).sum() / size
         return _sum(terms)
 
-    def _sample(self, batch: RagBatch) -> tuple[Sampled, Tensor, Tensor]:
-        """Return S sampled lists of each query, log-likelihoods (B, S) and weights (B, S)."""
+    def _sample(self, batch: RagBatch) -> PermutationSamples:
+        """Draw S lists of each query, and score and weigh them, without dropout."""
         sampled = self.selector.sample(self._offer(batch), self.num_samples)
         shape = sampled.positions.shape[:2]
         every = torch.ones(shape).nonzero()  # (B * S, 2)
         prompts, targets = self._pairs(batch, sampled.positions, every)
         scores = self.generator.score(prompts, targets, reduction=self.weighting.reduction)
         log_likelihood = scores.view(shape).to(sampled.log_prob)
-        return sampled, log_likelihood, self.weighting.weights(sampled, log_likelihood)
+        return PermutationSamples(
+            positions=sampled.positions,
+            log_prob=sampled.log_prob,
+            log_proposal=sampled.log_proposal,
+            valid=sampled.valid,
+            log_likelihood=log_likelihood,
+            weights=self.weighting.weights(sampled, log_likelihood),
+        )
 
     def retrieve(self, batch: RagBatch, k: int) -> Retrieved:
         """Rank the candidates by the selector, greedily."""
         scores = self.selector.rank(self._offer(batch))  # (B, N)
         return Retrieved(batch.candidate_ids, scores, best_columns(scores.detach(), k))
+
+    def predict(self, batch: RagBatch) -> tuple[Predictions, Retrieved]:
+        """Retrieve and answer; log the share of a selector's outputs that were no list (A19)."""
+        before = self.selector.mended
+        predicted = super().predict(batch)
+        if self.selector_config.decoding == "string" and not self.trainer.predicting:
+            size = len(batch.instances)
+            stage = "test" if self.trainer.testing else "val"
+            share = (self.selector.mended - before) / size
+            self.log(f"{stage}/mended_lists", share, batch_size=size)
+        return predicted
 
     def prompts(self, batch: RagBatch, retrieved: Retrieved) -> list[Prompt]:
         """Return the queries with their chosen passages, numbered."""

@@ -16,11 +16,14 @@ from lightning_rag.functional.permutation import (
     first_occurrences,
     hard_max_weights,
     importance_weights,
+    leave_one_out_baseline,
     log_mean_exp,
+    mean_baseline,
     raw_weights,
     uniform_weights,
 )
 from lightning_rag.retrieval.selector import Sampled
+from lightning_rag.types import PermutationSamples
 
 USELESS = math.log(0.01)  # below it no sampled list makes the answer likely (spec A8)
 
@@ -31,7 +34,7 @@ class WeightingConfig:
 
     Args:
         kind: "self_normalized", softmax of the answers' log-likelihoods (Eq. 19); "raw", the
-            likelihoods themselves: REINFORCE with the likelihood as reward (Algorithm 1 as
+            likelihoods themselves over S: REINFORCE with the likelihood as reward (Algorithm 1 as
             printed); "uniform", 1 / S: plain fine-tuning on one's own choices; "hard_max", 1 for
             the best sample.
         temperature: divides the log-weights before they are normalised.
@@ -41,10 +44,12 @@ class WeightingConfig:
             "merge" keeps one and weights it by prior times likelihood; "released" keeps one without
             the prior, as the released code does.
         proposal_correction: where the samples come from another distribution than the selector's
-            (`selector.proposal_temperature`, `selector.top_p`), weight by the ratio of both (A4).
+            (`selector.proposal_temperature`, `selector.top_p`), weight by the ratio of both (A4);
+            "uniform" and "hard_max" take the samples as they come.
         min_log_likelihood: leave a query out whose best sample is less likely, in nats; None = all
             are kept, as in the paper (A8).
-        query_weight: "equal", or "marginal": times the mean likelihood, an estimate of p(y|x).
+        query_weight: "equal", or "marginal": times an estimate of p(y|x), the mean of the
+            likelihoods.
     """
 
     kind: Literal["self_normalized", "raw", "uniform", "hard_max"] = "self_normalized"
@@ -58,16 +63,27 @@ class WeightingConfig:
     def __post_init__(self) -> None:
         if not 0 < self.temperature < math.inf:
             raise UserError(f"model.weighting.temperature is {self.temperature}; legal: above 0")
-        if self.duplicates != "keep" and self.kind != "self_normalized":
-            raise UserError(
-                f"model.weighting.duplicates is {self.duplicates!r}; legal with "
-                f"kind: {self.kind}: keep"
-            )
+        if self.kind == "self_normalized":
+            return
+        for name, value, neutral in (
+            ("duplicates", self.duplicates, "keep"),
+            ("temperature", self.temperature, 1.0),
+            ("query_weight", self.query_weight, "equal"),
+        ):
+            if value != neutral:
+                raise UserError(
+                    f"model.weighting.{name} is {value!r}; legal with kind: {self.kind}: {neutral}"
+                )
 
     @property
     def reduction(self) -> Literal["sum", "mean"]:
         """How an answer's token log-likelihoods become one."""
         return "mean" if self.length_normalized else "sum"
+
+    @property
+    def corrects(self) -> bool:
+        """Whether the weights need to know what the samples were drawn from."""
+        return self.proposal_correction and self.kind in ("self_normalized", "raw")
 
     def weights(self, sampled: Sampled, log_likelihood: Tensor) -> Tensor:
         """Weigh the samples of each query.
@@ -80,36 +96,46 @@ class WeightingConfig:
             (B, S), 0 in the rows of queries that are left out: those without any finite
             log-likelihood, and those below `min_log_likelihood`.
         """
-        useful = log_likelihood
-        if self.duplicates != "keep":
-            first = first_occurrences(sampled.positions)  # (B, S)
-            useful = log_likelihood.masked_fill(~first, -torch.inf)
+        ratio = sampled.log_prob - sampled.log_proposal  # (B, S)
+        ratio = ratio if self.corrects else torch.zeros_like(ratio)
         if self.kind == "self_normalized":
-            prior, proposal = self._ratio(sampled)
-            weights = importance_weights(
-                useful, log_prior=prior, log_proposal=proposal, temperature=self.temperature
-            )
+            weights = self._self_normalized(sampled, log_likelihood, ratio)
         elif self.kind == "raw":
-            weights = raw_weights(useful)
+            weights = raw_weights(log_likelihood + ratio) / log_likelihood.shape[-1]
         elif self.kind == "uniform":
-            weights = uniform_weights(useful)
+            weights = uniform_weights(log_likelihood)
         else:
-            weights = hard_max_weights(useful)
-        finite = torch.where(log_likelihood.isnan(), -torch.inf, log_likelihood)
-        if self.min_log_likelihood is not None:
-            hopeless = finite.amax(dim=-1, keepdim=True) < self.min_log_likelihood  # (B, 1)
-            weights = weights.masked_fill(hopeless, 0.0)
+            weights = hard_max_weights(log_likelihood)
         if self.query_weight == "marginal":
-            weights = weights * log_mean_exp(log_likelihood).exp()[:, None]
+            weights = weights * log_mean_exp(log_likelihood + ratio).exp()[:, None]
+        if self.min_log_likelihood is not None:
+            hopeless = _best(log_likelihood) < self.min_log_likelihood  # (B,)
+            weights = weights.masked_fill(hopeless[:, None], 0.0)
         return weights
 
-    def _ratio(self, sampled: Sampled) -> tuple[Tensor | None, Tensor | None]:
-        """Return the log-probabilities of prior and proposal that the weights need."""
-        if self.duplicates == "merge":
-            return sampled.log_prob, None
-        if self.duplicates == "released" or not self.proposal_correction:
-            return None, None
-        return sampled.log_prob, sampled.log_proposal
+    def _self_normalized(self, sampled: Sampled, log_likelihood: Tensor, ratio: Tensor) -> Tensor:
+        """Return the softmax over the samples, or over the distinct ones."""
+        if self.duplicates == "keep":
+            log_likelihood = log_likelihood + ratio
+        else:
+            repeated = ~first_occurrences(sampled.positions)  # (B, S)
+            log_likelihood = log_likelihood.masked_fill(repeated, -torch.inf)
+        prior = sampled.log_prob if self.duplicates == "merge" else None
+        return importance_weights(log_likelihood, log_prior=prior, temperature=self.temperature)
+
+
+def selector_baseline(kind: str, weights: Tensor) -> Tensor:
+    """Return what may be taken from the weights in the selector's loss, on-policy.
+
+    Args:
+        kind: of the weights. Self-normalised ones have the mean, 1 / S (spec A18); raw ones the
+            mean of the query's other samples, with which their expected gradient stays.
+        weights: (B, S).
+
+    Returns:
+        (B, S).
+    """
+    return mean_baseline(weights) if kind == "self_normalized" else leave_one_out_baseline(weights)
 
 
 def merge_equal(positions: Tensor, weights: Tensor) -> Tensor:
@@ -127,45 +153,55 @@ def merge_equal(positions: Tensor, weights: Tensor) -> Tensor:
     return summed.masked_fill(~first_occurrences(positions), 0.0)
 
 
-def figures(sampled: Sampled, log_likelihood: Tensor, weights: Tensor) -> dict[str, Tensor]:
+def figures(samples: PermutationSamples) -> dict[str, Tensor]:
     """Return what tells how an estimate went, for each query.
 
+    Likelihoods are those that the weights are made of: of whole answers, or with
+    `length_normalized` of their tokens, in the geometric mean.
+
     Args:
-        sampled: S lists for each of B queries.
-        log_likelihood: (B, S).
-        weights: (B, S).
+        samples: S lists for each of B queries.
 
     Returns:
-        tensors (B,): `ess`, the effective number of samples 1 / Σ w²; `weight_entropy` in nats;
-        `log_marginal`, the estimate of log p(y|x); `distinct`, the share of distinct lists;
-        `selector_entropy`, the mean of -log p(z|x), in nats; `useless`, 1 if no list makes the
-        answer as likely as 0.01; `likelihood_variance`, of p(y|x,z) over the lists; `mended`, the
-        share of outputs that were no list; `left_out`, 1 if the query has no weight at all.
+        tensors (B,): `ess`, the effective number of samples (NaN for a query without weight);
+        `weight_entropy` in nats; `log_marginal`, the estimate of log p(y|x); `distinct`, the share
+        of distinct lists; `selector_entropy`, the mean of -log p(z|x) over the samples, in nats;
+        `useless`, 1 if no list makes the answer as likely as 0.01; `likelihood_variance`, of
+        p(y|x,z) over the lists; `mended`, the share of outputs that were no list; `left_out`, 1 if
+        the query has no weight at all.
     """
-    finite = torch.where(log_likelihood.isnan(), -torch.inf, log_likelihood)
-    share = weights / weights.sum(dim=-1, keepdim=True).clamp(min=1e-30)
-    ratio = sampled.log_prob - sampled.log_proposal
+    weights = samples.weights
+    finite = torch.where(samples.log_likelihood.isnan(), -torch.inf, samples.log_likelihood)
+    left_out = (weights == 0).all(dim=-1)  # (B,)
+    share = weights / weights.sum(dim=-1, keepdim=True).clamp(min=torch.finfo(weights.dtype).tiny)
     return {
-        "ess": effective_sample_size(weights),
-        "weight_entropy": torch.special.entr(share).sum(dim=-1),
-        "log_marginal": log_mean_exp(finite + ratio),
-        "distinct": first_occurrences(sampled.positions).float().mean(dim=-1),
-        "selector_entropy": -sampled.log_prob.mean(dim=-1),
-        "useless": (finite.amax(dim=-1) < USELESS).float(),
+        "ess": effective_sample_size(weights).masked_fill(left_out, torch.nan),
+        "weight_entropy": torch.special.entr(share).sum(dim=-1).masked_fill(left_out, torch.nan),
+        "log_marginal": log_mean_exp(finite + samples.log_prob - samples.log_proposal),
+        "distinct": first_occurrences(samples.positions).float().mean(dim=-1),
+        "selector_entropy": -samples.log_prob.mean(dim=-1),
+        "useless": (_best(finite) < USELESS).float(),
         "likelihood_variance": finite.exp().var(dim=-1, correction=0),
-        "mended": 1 - sampled.valid.float().mean(dim=-1),
-        "left_out": (weights.abs().sum(dim=-1) == 0).float(),
+        "mended": 1 - samples.valid.float().mean(dim=-1),
+        "left_out": left_out.float(),
     }
 
 
 def averages(rows: Mapping[str, Tensor]) -> dict[str, float]:
-    """Return the means of per-query figures (Q,), and the smallest ESS.
+    """Return the means of per-query figures (Q,) over the queries that have them; the least ESS.
 
-    A query without any finite log-likelihood has no estimate of log p(y|x), and counts in none.
+    A query without any finite log-likelihood has no estimate of log p(y|x), one without weight no
+    effective number of samples.
     """
     found = {}
     for name, values in rows.items():
         known = values[values.isfinite()]
         found[name] = float(known.mean()) if len(known) else math.nan
-    found["ess_min"] = float(rows["ess"].min())
+    known = rows["ess"][rows["ess"].isfinite()]
+    found["ess_min"] = float(known.min()) if len(known) else math.nan
     return found
+
+
+def _best(log_likelihood: Tensor) -> Tensor:
+    """Return the largest log-likelihood (B,) of (B, S), NaN counting as -inf."""
+    return torch.where(log_likelihood.isnan(), -torch.inf, log_likelihood).amax(dim=-1)

@@ -52,17 +52,21 @@ def relevance(batch: RagBatch, positions: Tensor) -> Tensor:
 def with_gold(batch: RagBatch, store: PassageStore, most: int) -> RagBatch:
     """Return the batch with up to `most` relevant passages of each query among its candidates.
 
-    Those that are missing take the places of the last candidates.
+    Those that are missing stand where a query has room, else in place of its last candidates, at
+    the end of the first stage's order.
     """
     ids, relevant = batch.candidate_ids.clone(), batch.relevance.clone()  # (B, N) each
+    scores = batch.candidate_scores.clone()  # (B, N)
     for row in range(len(batch.instances)):
-        columns = first_stage(batch.candidate_scores[row])
-        columns = columns[ids[row, columns] >= 0]
         missing = [one for one in gold(batch, row, store)[:most] if one not in ids[row]]
-        places = [column for column in columns.flip(0).tolist() if not relevant[row, column]]
-        for column, passage in zip(places, missing, strict=False):
+        room = (ids[row] < 0).nonzero().flatten().tolist()
+        last = first_stage(scores[row]).flip(0).tolist()
+        others = [column for column in last if ids[row, column] >= 0 and not relevant[row, column]]
+        for column, passage in zip([*room, *others], missing, strict=False):
+            known = scores[row][scores[row].isfinite()]
+            scores[row, column] = known.min() if len(known) else 0.0
             ids[row, column], relevant[row, column] = passage, 1.0
-    return replace(batch, candidate_ids=ids, relevance=relevant)
+    return replace(batch, candidate_ids=ids, candidate_scores=scores, relevance=relevant)
 
 
 def shuffled(batch: RagBatch, seed: int) -> RagBatch:

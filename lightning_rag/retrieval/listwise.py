@@ -43,9 +43,8 @@ class ListwiseSelector(Selector):
 
     With `decoding="string"` the model writes freely, as in the released code, and what it writes is
     mended. The probability of a list is then that of its whole chain, end included; those of all
-    lists sum to less than 1. `log_proposal` is the log-probability of what was written, tokenised
-    anew; with another temperature or top_p than 1 that is not known, and `log_proposal` equals
-    `log_prob`, so that no correction for the proposal is possible.
+    lists sum to less than 1. Many texts are mended into one list, so the probability that a list is
+    drawn is not known: `log_proposal` equals `log_prob`, as if the lists came from the selector.
 
     Args:
         config: what the generator is made of. Its `max_source_length` must hold all passages:
@@ -256,20 +255,12 @@ class ListwiseSelector(Selector):
                 repeated.append(prompt)
                 chains.append(chain(kind, chosen))
         shape = len(prompts), num_samples
-        on_policy = self.proposal_temperature == self.top_p == 1
-        written = [output for outputs in texts for output in outputs] if on_policy else []
-        # In one call, which computes what is written as it should be once.
-        scores = self.generator.score(repeated * (1 + on_policy), chains + written)
-        log_prob = scores[: len(chains)].view(shape)
-        log_proposal = scores[-len(chains) :].view(shape)
+        log_prob = self.generator.score(repeated, chains).view(shape)
         positions = torch.tensor(lists, device=log_prob.device).view(*shape, self.k)
         nothing = (positions < 0).all(dim=-1)  # (B, S): no candidate, no choice
-        return Sampled(
-            positions,
-            log_prob.masked_fill(nothing, 0),
-            log_proposal.masked_fill(nothing, 0),
-            torch.tensor(valid, device=log_prob.device).view(shape) | nothing,
-        )
+        log_prob = log_prob.masked_fill(nothing, 0)
+        whole = torch.tensor(valid, device=log_prob.device).view(shape) | nothing
+        return Sampled(positions, log_prob, log_prob, whole)
 
     def _log_prob_of_chains(self, offer: Offer, lists: list[list[list[int]]]) -> Tensor:
         """Log-likelihood (B, S) of the chains of lists; equal ones are read once."""
@@ -292,7 +283,9 @@ class ListwiseSelector(Selector):
         scores = torch.zeros(there.shape, device=there.device)
         outputs = self.generator.generate(self.prompts(offer))
         for row, output in enumerate(outputs):
-            order = mend(parse(self.kind, output), len(offer.passages[row]))
+            found = parse(self.kind, output)
+            order = mend(found, len(offer.passages[row]))
+            self.mended += bool(order) and found != order[: self.k]
             scores[row, order] = torch.arange(len(order), 0.0, -1.0, device=there.device)
         return scores.masked_fill(~there, -torch.inf)
 

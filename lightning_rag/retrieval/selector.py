@@ -57,6 +57,9 @@ class Selector(nn.Module, ABC):
         top_p: draw among the smallest set of candidates that together have this probability; less
             than 1 never draws the others, for which no weight can make up (0.95 in the code).
 
+    Attributes:
+        mended: number of outputs of `rank` so far that were no list and had to be mended.
+
     Raises:
         UserError: a number out of its range.
     """
@@ -70,6 +73,7 @@ class Selector(nn.Module, ABC):
         if not 0 < top_p <= 1:
             raise UserError(f"top_p must be above 0 and at most 1, got {top_p}")
         self.k = k
+        self.mended = 0
         self.proposal_temperature = proposal_temperature
         self.top_p = top_p
 

@@ -52,10 +52,18 @@ class SelectorConfig:
                 raise UserError(f"model.selector.{name} is {value}; legal: above 0")
         if not 0 < self.top_p <= 1:
             raise UserError(f"model.selector.top_p is {self.top_p}; legal: above 0, up to 1")
-        if self.kind != "listwise" and self.decoding == "string":
-            raise UserError(
-                f"model.selector.decoding is 'string'; legal with kind: {self.kind}: identifiers"
-            )
+        if self.kind == "listwise":
+            return
+        for name, value, neutral in (
+            ("decoding", self.decoding, "identifiers"),
+            ("identifiers", self.identifiers, "auto"),
+            ("instruction", self.instruction, False),
+            ("model", self.model, None),
+        ):
+            if value != neutral:
+                raise UserError(
+                    f"model.selector.{name} is {value!r}; legal with kind: {self.kind}: {neutral}"
+                )
 
     @property
     def on_policy(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import math
@@ -20,14 +21,21 @@ from lightning_rag.data.candidates import BM25
 from lightning_rag.data.datamodule import RagDataModule
 from lightning_rag.data.readers.synthetic import SyntheticQuestions, SyntheticRelations
 from lightning_rag.errors import UserError
+from lightning_rag.functional.permutation import plackett_luce_log_prob
 from lightning_rag.methods.dro import Dro
-from lightning_rag.methods.weighting import WeightingConfig, figures, merge_equal
+from lightning_rag.methods.weighting import (
+    WeightingConfig,
+    averages,
+    figures,
+    merge_equal,
+    selector_baseline,
+)
 from lightning_rag.retrieval import lists
 from lightning_rag.retrieval.selector import Sampled
 from lightning_rag.retrieval.selectors import SelectorConfig
 from lightning_rag.tasks.question_answering import QuestionAnswering
 from lightning_rag.tasks.relation_extraction import RelationExtraction
-from lightning_rag.types import Passage, Prompt, RagBatch, Rendered
+from lightning_rag.types import Passage, PermutationSamples, Prompt, RagBatch, Rendered
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 SMALL = Path(__file__).resolve().parents[1] / "small.yaml"
@@ -127,31 +135,81 @@ def test_estimate_by_hand(questions: RagDataModule, kind: Any) -> None:
     assert weights.requires_grad is False
 
 
-def test_figures_by_hand() -> None:
-    log_likelihood = torch.tensor([[-2.0, -3.0, -3.0, -10.0], [-5.0, -6.0, -7.0, -8.0]])
-    sampled = Sampled(
-        positions=torch.tensor([[[0, 1], [1, 0], [1, 0], [2, 0]], [[0, 1]] * 4]),
-        log_prob=torch.full((2, 4), math.log(0.25)),
-        log_proposal=torch.full((2, 4), math.log(0.25)),
-        valid=torch.tensor([[True, True, True, False], [True] * 4]),
+def samples_of(log_likelihood: Tensor, positions: Tensor, **settings: Any) -> PermutationSamples:
+    """Samples with given log-likelihoods, equally probable under selector and proposal."""
+    even = torch.full(log_likelihood.shape, math.log(0.25))
+    valid = torch.ones(log_likelihood.shape, dtype=torch.bool)
+    weights = WeightingConfig(**settings).weights(
+        Sampled(positions, even, even, valid), log_likelihood
     )
-    weights = WeightingConfig().weights(sampled, log_likelihood)
+    return PermutationSamples(positions, even, even, valid, log_likelihood, weights)
+
+
+def test_figures_by_hand() -> None:
+    log_likelihood = torch.tensor(
+        [[-2.0, -3.0, -3.0, -10.0], [-5.0, -6.0, -7.0, -8.0], [-math.inf, math.nan, -math.inf, 0]]
+    )
+    log_likelihood[2, 3] = -math.inf
+    positions = torch.tensor([[[0, 1], [1, 0], [1, 0], [2, 0]], [[0, 1]] * 4, [[0, 1]] * 4])
+    samples = samples_of(log_likelihood, positions)
+    samples.valid[0, 3] = False
+    weights = samples.weights
     # Specification, section 13.
     torch.testing.assert_close(
         weights[0], torch.tensor([0.576006, 0.211901, 0.211901, 0.000193]), atol=1e-6, rtol=0
     )
-    found = figures(sampled, log_likelihood, weights)
+    found = figures(samples)
     assert float(found["ess"][0]) == pytest.approx(2.372, abs=1e-3)
-    assert found["distinct"].tolist() == [0.75, 0.25]
-    assert found["mended"].tolist() == [0.25, 0.0]
-    assert found["useless"].tolist() == [0.0, 1.0]  # exp(-5) < 0.01
+    assert found["distinct"].tolist() == [0.75, 0.25, 0.25]
+    assert found["mended"].tolist() == [0.25, 0.0, 0.0]
+    assert found["useless"].tolist() == [0.0, 1.0, 1.0]  # exp(-5) < 0.01
+    assert found["left_out"].tolist() == [0.0, 0.0, 1.0]
     assert float(found["selector_entropy"][0]) == pytest.approx(math.log(4))
-    likelihood = log_likelihood.exp()
-    torch.testing.assert_close(found["log_marginal"], likelihood.mean(dim=1).log())
-    torch.testing.assert_close(found["likelihood_variance"], likelihood.var(dim=1, correction=0))
-    merged = merge_equal(sampled.positions, weights)
+    likelihood = log_likelihood[:2].exp()
+    torch.testing.assert_close(found["log_marginal"][:2], likelihood.mean(dim=1).log())
+    torch.testing.assert_close(
+        found["likelihood_variance"][:2], likelihood.var(dim=1, correction=0)
+    )
+    # What a query without weight has none of is in no mean, and not the smallest of anything.
+    means = averages(found)
+    assert means["ess"] == pytest.approx(float(found["ess"][:2].mean()))
+    assert means["ess_min"] == pytest.approx(float(found["ess"][:2].min()))
+    merged = merge_equal(positions, weights)
     assert merged[0].tolist() == pytest.approx([0.576006, 0.423801, 0, 0.000193], abs=1e-5)
     assert merged[1].tolist() == pytest.approx([1.0, 0, 0, 0])
+
+
+def test_weights_point_along_the_gradient() -> None:
+    """Exact expectation over all draws of two samples, raw weights (section 13): the gradient.
+
+    Whatever the samples were drawn from, and with the baseline; the scale does not grow with S.
+    """
+    scores = torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64, requires_grad=True)
+    every = torch.tensor(list(itertools.permutations(range(3), 2)))  # (6, 2)
+    log_likelihood = torch.tensor([0.8, 0.1, 0.6, 0.05, 0.2, 0.02], dtype=torch.float64).log()
+    log_prob = plackett_luce_log_prob(scores, every)  # (6,)
+    gradients = torch.stack(
+        [torch.autograd.grad(one, scores, retain_graph=True)[0] for one in log_prob]
+    )
+    log_prob = log_prob.detach()
+    pairs = torch.cartesian_prod(torch.arange(6), torch.arange(6))  # (36, 2)
+    exact = torch.tensor([0.090242, 0.016813, -0.107055], dtype=torch.float64)
+    for tempered, kind in ((1.0, "raw"), (0.5, "raw")):
+        log_proposal = plackett_luce_log_prob(scores.detach() / tempered, every)
+        drawn = log_proposal[pairs].sum(dim=1).exp()  # (36,)
+        sampled = Sampled(
+            every[pairs],
+            log_prob[pairs],
+            log_proposal[pairs],
+            torch.ones(36, 2, dtype=torch.bool),
+        )
+        weights = WeightingConfig(kind="raw").weights(sampled, log_likelihood[pairs])
+        versions = [weights]
+        if tempered == 1:
+            versions.append(weights - selector_baseline(kind, weights))
+        for version in versions:
+            expected = torch.einsum("d,ds,dsn->n", drawn, version, gradients[pairs])
+            torch.testing.assert_close(expected, exact, atol=2e-6, rtol=0)
 
 
 def test_kinds_of_weights() -> None:
@@ -179,9 +237,12 @@ def test_kinds_of_weights() -> None:
     assert of(duplicates="released") == softmax(-1.0, -2.0, -math.inf)
     assert of(kind="uniform") == pytest.approx([1 / 3] * 3)
     assert of(kind="hard_max") == [1.0, 0.0, 0.0]
-    assert of(kind="raw") == pytest.approx([math.exp(-1), math.exp(-2), math.exp(-2)])
+    raw = [math.exp(-0.8) / 3, math.exp(-2.5) / 3, math.exp(-2.5) / 3]
+    assert of(kind="raw") == pytest.approx(raw)
+    assert sum(of(query_weight="marginal")) == pytest.approx(sum(raw))
     marginal = (math.exp(-1) + 2 * math.exp(-2)) / 3
-    assert sum(of(query_weight="marginal")) == pytest.approx(marginal)
+    uncorrected = of(query_weight="marginal", proposal_correction=False)
+    assert sum(uncorrected) == pytest.approx(marginal)
     floor = WeightingConfig(min_log_likelihood=-5.0).weights(sampled, log_likelihood)
     assert floor.sum(dim=1).tolist() == pytest.approx([1.0, 0.0])
 
@@ -218,6 +279,32 @@ def test_a_query_without_finite_likelihood_is_left_out_and_named(
     loss.backward()
     assert float(loss.detach()) == 0
     assert all(torch.isfinite(p.grad).all() for p in method.parameters() if p.grad is not None)
+
+
+def test_a_batch_that_is_left_out_has_a_gradient_of_zero(questions: RagDataModule) -> None:
+    batch = batch_of(questions)
+    for frozen in ("train_selector", "train_generator"):
+        method = attached(
+            questions, weighting=WeightingConfig(min_log_likelihood=-1e-4), **{frozen: False}
+        )
+        _, weights = banked(method, batch)
+        assert not weights.any()
+        method.em_loss(batch).total.backward()
+        grads = [p.grad for p in method.parameters() if p.grad is not None]
+        assert grads
+        assert not any(grad.any() for grad in grads)
+
+
+def test_samples_are_scored_without_dropout(questions: RagDataModule) -> None:
+    """In training mode too, as `online` has it."""
+    noisy = TinyConfig(vocab_size=400, hidden_size=16, heads=2, layers=1, dropout=0.5)
+    method = attached(questions, generator=GeneratorConfig(tiny=noisy), online=True).train()
+    batch = batch_of(questions)
+    torch.manual_seed(7)
+    samples = method._sample(batch)
+    assert method.generator.training
+    expected = log_likelihoods(method.eval(), batch, samples.positions)
+    torch.testing.assert_close(samples.log_likelihood, expected.detach(), atol=1e-4, rtol=1e-5)
 
 
 # --- the M-step
@@ -273,7 +360,11 @@ def test_the_mean_baseline_changes_the_selector_alone(questions: RagDataModule) 
         losses[baseline] = method.online_loss(batch)
     plain, based = losses["none"].terms, losses["mean"].terms
     torch.testing.assert_close(plain["generator"], based["generator"])
-    assert not torch.allclose(plain["selector"], based["selector"])
+    torch.manual_seed(7)
+    samples = method._sample(batch)
+    log_z = method.selector.log_prob(method._offer(batch), samples.positions)
+    expected = plain["selector"] + log_z.mean(dim=1).mean()
+    torch.testing.assert_close(based["selector"], expected, atol=1e-4, rtol=1e-5)
 
 
 def test_frozen_halves(questions: RagDataModule) -> None:
@@ -323,6 +414,20 @@ def test_training_candidates(questions: RagDataModule) -> None:
     assert injected.relevance.sum(dim=1).tolist() == [len(r) for r in batch.relevant_rows]
     kept = ~missing
     assert torch.equal(injected.candidate_ids[kept], batch.candidate_ids[kept])
+    # Where there is room nothing is lost.
+    batch.candidate_ids[:, 6:], batch.candidate_scores[:, 6:] = -1, -math.inf
+    batch.relevance[:, 6:] = 0.0
+    roomy = lists.with_gold(batch, questions.store, 2)
+    assert torch.equal(roomy.candidate_ids[:, :6], batch.candidate_ids[:, :6])
+    assert roomy.relevance.sum(dim=1).tolist() == [len(r) for r in batch.relevant_rows]
+    assert (roomy.candidate_scores.isfinite() == (roomy.candidate_ids >= 0)).all()
+
+
+def test_gold_can_be_injected_only_where_it_is_named(questions: RagDataModule) -> None:
+    unnamed = [replace(instance, relevant=()) for instance in questions.splits.train]
+    questions._splits = replace(questions.splits, train=tuple(unnamed))
+    with pytest.raises(UserError, match="no training query of this data set names its relevant"):
+        attached(questions, inject_gold=1)
 
 
 # --- the warm-up
@@ -440,6 +545,17 @@ def test_phases(questions: RagDataModule) -> None:
         ({"warm_up_epochs": 0, "iterations": 0}, "warm_up_epochs or iterations"),
         ({"train_selector": False, "train_generator": False}, "something must train"),
         ({"baseline": "mean"}, "baseline: mean needs online: true"),
+        (
+            {
+                "baseline": "mean",
+                "online": True,
+                "weighting": WeightingConfig(kind="uniform"),
+            },
+            "baseline: mean needs weighting.kind: self_normalized or raw",
+        ),
+        ({"reinit": True, "online": True}, "reinit: true has no online or sequential"),
+        ({"reinit": True, "sequential": True}, "reinit: true has no online or sequential"),
+        ({"teacher": "gold-first"}, "model.teacher is 'gold-first'; legal: first_stage, gold_fi"),
         ({"online": True, "sequential": True}, "online: true has no sequential"),
         ({"reinit": True, "warm_up_epochs": 0}, "reinit: true needs warm_up_epochs"),
         ({"sequential": True, "train_selector": False}, "sequential: true needs"),
@@ -456,6 +572,10 @@ def test_bad_groups_of_settings() -> None:
         WeightingConfig(temperature=0.0)
     with pytest.raises(UserError, match=r"model\.weighting\.duplicates"):
         WeightingConfig(kind="raw", duplicates="merge")
+    with pytest.raises(UserError, match=r"weighting\.temperature is 2.0; legal with kind: uniform"):
+        WeightingConfig(kind="uniform", temperature=2.0)
+    with pytest.raises(UserError, match=r"selector\.instruction is True; legal with kind: cross"):
+        SelectorConfig(kind="cross-encoder", instruction=True)
     with pytest.raises(UserError, match=r"model.selector.top_p is 1.5"):
         SelectorConfig(top_p=1.5)
     with pytest.raises(UserError, match=r"model.selector.proposal_temperature is -1"):
@@ -531,7 +651,6 @@ SWITCHES = [
     ("reinit=true",),
     ("train_selector=false",),
     ("train_generator=false",),
-    ("warm_up_epochs=0",),
     ("iterations=0",),
 ]
 
@@ -540,9 +659,24 @@ SWITCHES = [
 def test_every_switch_is_one_flag(
     switch: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Two steps of the first iteration, or of the warm-up where the switch is of that."""
     monkeypatch.setattr(sys, "argv", ["lightning_rag"])
-    flags = [f"--model.{setting}" for setting in switch]
-    assert cli.main([*arguments(tmp_path), *flags, "--trainer.fast_dev_run=1"]) == 0
+    steps: list[str] = []
+    weighted, warm_up = Dro._weighted, Dro.warm_up_loss
+
+    def seen(name: str, original: Any) -> Any:
+        return lambda self, *given: steps.append(name) or original(self, *given)
+
+    monkeypatch.setattr(Dro, "_weighted", seen("iteration", weighted))
+    monkeypatch.setattr(Dro, "warm_up_loss", seen("warm_up", warm_up))
+    of_warm_up = switch[0].startswith(("teacher", "warm_up", "iterations=0"))
+    length = ("iterations=0",) if of_warm_up else ("warm_up_epochs=0", "iterations=1")
+    if "reinit=true" in switch:  # a whole run: a rehearsal keeps no weights to begin with
+        length = ("warm_up_epochs=1", "iterations=1")
+    flags = [f"--model.{setting}" for setting in (*length, *switch)]
+    rehearsal = [] if "reinit=true" in switch else ["--trainer.fast_dev_run=2"]
+    assert cli.main([*arguments(tmp_path), *flags, *rehearsal]) == 0
+    assert ("warm_up" if of_warm_up else "iteration") in steps
 
 
 @pytest.mark.parametrize("architecture", ["encoder-decoder", "decoder-only"])
@@ -558,7 +692,7 @@ def test_a_run_leaves_the_figures_of_its_estimates(
     assert summary["phases"] == ["warm_up", "em_1", "em_2"]
     assert summary["estimates"].keys() == {"em_1", "em_2"}
     found = summary["estimates"]["em_1"]
-    assert found["ess"] == pytest.approx(4.0)  # uniform weights of four samples
+    assert found["ess"] == pytest.approx(8.0)  # uniform weights of eight samples
     assert 0 < found["distinct"] <= 1
     assert found["log_marginal"] < 0 < found["selector_entropy"]
     assert {"success@1/selector", "success@1/first_stage", "ess_min", "useless"} <= found.keys()
@@ -566,11 +700,23 @@ def test_a_run_leaves_the_figures_of_its_estimates(
     assert summary["cost"]["em_1"]["tokens/selector/estimate"] > 0
 
 
+def test_a_selector_that_writes_freely_says_how_often_it_was_mended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["lightning_rag"])
+    flags = ["--model.selector.decoding=string", "--model.iterations=0"]
+    assert cli.main([*arguments(tmp_path), *flags]) == 0
+    (path,) = tmp_path.rglob("metrics.json")
+    metrics = json.loads(path.read_text())
+    assert 0.5 < metrics["test"]["mended_lists"] <= 1  # after a few steps it writes no list yet
+    assert "mended_lists" in metrics["validation"][0]
+
+
 def test_documents_are_demonstrations_in_relation_extraction(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["lightning_rag"])
-    flags = ["--model.iterations=1", "--trainer.fast_dev_run=1"]
+    flags = ["--model.iterations=1", "--model.warm_up_epochs=0", "--trainer.fast_dev_run=1"]
     assert cli.main([*arguments(tmp_path, data="synthetic_relations"), *flags]) == 0
     data = RagDataModule(
         SyntheticRelations(train=24, validation=8, test=8),

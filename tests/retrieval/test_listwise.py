@@ -328,14 +328,10 @@ def test_written_lists_are_mended(build, kind, offer, monkeypatch, temperature, 
     assert not sampled.valid[1].any()
     with torch.no_grad():
         log_prob = selector.log_prob(offer, sampled.positions)
-        prompts = [prompt for prompt in selector.prompts(offer) for _ in OUTPUTS]
-        written = selector.generator.log_likelihood(prompts, list(OUTPUTS) * 2).view(2, -1)
     torch.testing.assert_close(sampled.log_prob, log_prob, atol=1e-4, rtol=1e-4)
-    if temperature == top_p == 1:
-        torch.testing.assert_close(sampled.log_proposal, written, atol=1e-4, rtol=1e-4)
-        assert (sampled.log_prob[0] == sampled.log_proposal[0]).tolist() == [True] + [False] * 7
-    else:
-        assert torch.equal(sampled.log_proposal, sampled.log_prob)
+    # However a list was written, it counts the same: weights must not follow the spelling.
+    assert torch.equal(sampled.log_proposal, sampled.log_prob)
+    assert sampled.log_prob[0, 0] == sampled.log_prob[0, 1] == sampled.log_prob[0, 2]
 
 
 def test_log_prob_of_a_written_list_is_that_of_its_chain(build, kind, offer):
@@ -373,13 +369,12 @@ def test_a_trained_selector_writes_what_it_says(build, kind, offer, all_lists):
     sampled = selector.sample(offer, 1000)
     assert sampled.valid.float().mean() > 0.5
     first = (sampled.positions == taught[:, :1]).all(dim=-1)
-    as_told = (sampled.log_prob - sampled.log_proposal).abs() < 1e-5  # other texts mean it too
-    share = (first & as_told).float().mean().item()
+    share = first.float().mean().item()
     positions, _ = all_lists(offer, 2)
     probability = selector.log_prob(offer, positions).exp()[0]
     assert probability.sum() < 1
     best = (positions[0] == taught[0, 0]).all(dim=-1)
-    assert share == pytest.approx(probability[best].item(), abs=0.06)
+    assert share > probability[best].item() - 0.06  # other texts mean it too
     assert selector.rank(offer).argsort(descending=True)[0, :2].tolist() == [2, 0]
 
 
