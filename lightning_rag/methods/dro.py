@@ -60,7 +60,7 @@ class Dro(Method):
 
     Args:
         generator: the model that writes the answer.
-        encoder: what a bi-encoder or cross-encoder selector is made of.
+        encoder: what a selector is made of that is no language model.
         optimizer: learning rates by parameter name, and their schedule, anew in each phase.
         k: K, passages that the generator reads.
         selector: what chooses them.
@@ -429,8 +429,9 @@ class Dro(Method):
     def _offer(self, batch: RagBatch) -> Offer:
         """Return what the selector reads."""
         task, store = self.data.task, self.data.store
-        # A bi-encoder compares a query and a passage as the first stage would.
-        shown = task.key if self.selector_config.kind == "bi-encoder" else self.render
+        # Embeddings are compared as the first stage would compare them.
+        embeds = self.selector_config.kind in ("bi-encoder", "multi-hop")
+        shown = task.key if embeds else self.render
         return Offer(
             queries=[task.query(instance) for instance in batch.instances],
             passages=[

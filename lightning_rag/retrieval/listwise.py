@@ -155,20 +155,14 @@ class ListwiseSelector(Selector):
     def rank(self, offer: Offer) -> Tensor:
         """Score the candidates (B, N) without gradient or dropout; see `Selector`.
 
-        The chosen ones have K, K - 1, ..., 1 in their order. With identifiers the others have their
-        log-probability at the last choice, in a string all are ranked as written and mended.
+        With identifiers as `Drawing.ranking` says; in a string all are ranked as written, mended.
         """
         with self._evaluating():
             if self.decoding == "string":
                 return self._rank_by_text(offer)
-            there = available(offer, self.generator.device)  # (B, N)
-            drawing = Drawing(there, 0, 1.0)
+            drawing = Drawing(available(offer, self.generator.device), 0, 1.0)
             self._choose(offer, drawing, 1)
-            scores = drawing.last.masked_fill(~there, -torch.inf)
-            for rank, choice in enumerate(drawing.places):
-                chosen = torch.arange(offer.size, device=there.device) == choice[:, None]  # (B, N)
-                scores = scores.masked_fill(chosen, float(self.k - rank))
-            return scores
+            return drawing.ranking()
 
     def prompts(self, offer: Offer) -> list[Prompt]:
         """Return what the generator reads for each query: its named candidates, all of them.

@@ -21,8 +21,8 @@ from lightning_rag.retrieval.selector import (
     Selector,
     available,
     check_lists,
+    distinct,
 )
-from lightning_rag.types import Rendered
 
 
 class PlackettLuceSelector(Selector):
@@ -139,18 +139,10 @@ class PlackettLuceSelector(Selector):
 
     def _inner_products(self, scorer: Encoder, offer: Offer) -> Tensor:
         """Score all pairs that there are, query by query: (P,). Equal passages are encoded once."""
-        numbers: dict[tuple[str, tuple[tuple[str, tuple[int, int]], ...]], int] = {}
-        distinct: list[Rendered] = []
-        index: list[int] = []
-        for passage in (passage for passages in offer.passages for passage in passages):
-            key = passage.text, tuple(sorted(passage.spans.items()))
-            if key not in numbers:
-                numbers[key] = len(distinct)
-                distinct.append(passage)
-            index.append(numbers[key])
+        texts, index = distinct(text for passages in offer.passages for text in passages)
         counts = torch.tensor([len(passages) for passages in offer.passages])
         queries = scorer(offer.queries).float()  # (B, D)
-        vectors = scorer(distinct).float()  # (U, D)
+        vectors = scorer(texts).float()  # (U, D)
         owners = torch.arange(len(counts)).repeat_interleave(counts).to(queries.device)  # (P,)
         # Multiplied and added, not a matrix product: mixed precision would round that to 8 bits.
         products: Tensor = (queries[owners] * vectors[index]).sum(dim=-1)

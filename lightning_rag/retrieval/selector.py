@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -150,6 +150,7 @@ class Drawing:
     """
 
     def __init__(self, available: Tensor, temperature: float, top_p: float) -> None:
+        self.offered = available
         self.available = available.clone()
         self.temperature = temperature
         self.top_p = top_p
@@ -192,6 +193,18 @@ class Drawing:
         nothing = torch.full_like(self.log_prob, -1, dtype=torch.long)  # (R,)
         self.places += [nothing] * (k - len(self.places))
 
+    def ranking(self) -> Tensor:
+        """Return scores (R, N) whose largest are the choices, in their order.
+
+        The chosen ones have L, L - 1, ..., 1, with L the number of choices. The others have their
+        log-probability at the last of them, which is at most 0, and -inf where no candidate is.
+        """
+        scores = self.last.masked_fill(~self.offered, -torch.inf)
+        for place, choice in enumerate(self.places):
+            chosen = torch.arange(scores.shape[1], device=scores.device) == choice[:, None]
+            scores = scores.masked_fill(chosen, float(len(self.places) - place))
+        return scores
+
     def sampled(self, queries: int) -> Sampled:
         """Return the lists as S = R / B of each of B queries, in the order of the rows."""
         log_prob = self.log_prob.view(queries, -1)  # (B, S)
@@ -208,6 +221,23 @@ def available(offer: Offer, device: torch.device) -> Tensor:
     """Return which of the N columns hold a candidate: (B, N) bool."""
     counts = torch.tensor([len(passages) for passages in offer.passages], device=device)  # (B,)
     return torch.arange(offer.size, device=device) < counts[:, None]
+
+
+def distinct(texts: Iterable[Rendered]) -> tuple[list[Rendered], list[int]]:
+    """Return the different texts, and for each of `texts` which of them it is.
+
+    Texts with other spans are cut in another way, and so not equal.
+    """
+    numbers: dict[tuple[str, tuple[tuple[str, tuple[int, int]], ...]], int] = {}
+    found: list[Rendered] = []
+    index = []
+    for text in texts:
+        key = text.text, tuple(sorted(text.spans.items()))
+        if key not in numbers:
+            numbers[key] = len(found)
+            found.append(text)
+        index.append(numbers[key])
+    return found, index
 
 
 def check_lists(offer: Offer, positions: Tensor) -> list[list[list[int]]]:

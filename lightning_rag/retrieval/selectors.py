@@ -10,6 +10,7 @@ from typing import Literal
 from lightning_rag.backbones.config import EncoderConfig, GeneratorConfig
 from lightning_rag.errors import UserError
 from lightning_rag.retrieval.listwise import ListwiseSelector
+from lightning_rag.retrieval.multi_hop import MultiHopSelector
 from lightning_rag.retrieval.plackett_luce import PlackettLuceSelector
 from lightning_rag.retrieval.selector import Selector
 
@@ -20,8 +21,9 @@ class SelectorConfig:
 
     Args:
         kind: "listwise", a language model that reads the query and all candidates and names the
-            best (DRO); or a score for each candidate by a "bi-encoder" or a "cross-encoder", from
-            which lists are drawn one by one without replacement (Plackett-Luce).
+            best (DRO); "multi-hop", an encoder that compares the candidates with the query and
+            what was chosen before; or a score for each candidate by a "bi-encoder" or a
+            "cross-encoder", from which lists are drawn without replacement (Plackett-Luce).
         model: the listwise selector's own model; None = made like the generator, with weights of
             its own. The other kinds are made like the encoder.
         decoding: listwise: "identifiers" chooses among the remaining candidates at every step, a
@@ -30,13 +32,13 @@ class SelectorConfig:
         identifiers: listwise: candidates are called by "numbers" or "letters", each one token;
             "auto" takes numbers where the tokeniser has them.
         instruction: listwise: put the request into words, for pretrained language models.
-        temperature: Plackett-Luce: divides the scores. A bi-encoder of unit vectors has scores
-            within -1 and 1, which need a small one.
+        temperature: of all but listwise: divides the scores. Inner products of unit vectors lie
+            within -1 and 1, and need a small one.
         proposal_temperature: temperature of the samples, 1 = the selector itself (spec A4).
         top_p: sample among the most probable candidates that have so much probability together.
     """
 
-    kind: Literal["listwise", "bi-encoder", "cross-encoder"] = "listwise"
+    kind: Literal["listwise", "multi-hop", "bi-encoder", "cross-encoder"] = "listwise"
     model: GeneratorConfig | None = None
     decoding: Literal["identifiers", "string"] = "identifiers"
     identifiers: Literal["auto", "numbers", "letters"] = "auto"
@@ -98,6 +100,15 @@ def build_selector(
             decoding=config.decoding,
             identifiers=config.identifiers,
             instruction=config.instruction,
+            proposal_temperature=config.proposal_temperature,
+            top_p=config.top_p,
+        )
+    if config.kind == "multi-hop":
+        return MultiHopSelector(
+            encoder,
+            corpus,
+            k,
+            temperature=config.temperature,
             proposal_temperature=config.proposal_temperature,
             top_p=config.top_p,
         )

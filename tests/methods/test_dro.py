@@ -40,7 +40,7 @@ from lightning_rag.types import Passage, PermutationSamples, Prompt, RagBatch, R
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 SMALL = Path(__file__).resolve().parents[1] / "small.yaml"
 TINY = TinyConfig(vocab_size=400, hidden_size=16, heads=2, layers=1)
-KINDS = ("listwise", "bi-encoder", "cross-encoder")
+KINDS = ("listwise", "multi-hop", "bi-encoder", "cross-encoder")
 
 
 @pytest.fixture
@@ -622,6 +622,7 @@ def arguments(folder: Path, *flags: str, data: str = "synthetic_questions") -> l
 SWITCHES = [
     ("selector.kind=bi-encoder",),
     ("selector.kind=cross-encoder",),
+    ("selector.kind=multi-hop",),
     ("selector.decoding=string",),
     ("selector.decoding=string", "selector.top_p=0.9", "weighting.proposal_correction=false"),
     ("selector.identifiers=letters",),
