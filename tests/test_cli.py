@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from jsonargparse import Namespace
 
 from lightning_rag import cli
@@ -83,7 +84,9 @@ def test_every_data_file_parses(parse: Parse, data: str) -> None:
 @pytest.mark.parametrize("backbone", names("backbone"))
 def test_every_method_and_backbone_file_parses(parse: Parse, method: str, backbone: str) -> None:
     config = parse("fit", *composed(method=method, backbone=backbone))
-    assert method.replace("_", "") in cli.run_folder(config).parts
+    file = yaml.safe_load((CONFIGS / "method" / f"{method}.yaml").read_text(encoding="utf-8"))
+    assert config.model.class_path == file["model"]["class_path"]
+    assert file["model"]["class_path"].rsplit(".")[-1].lower() in cli.run_folder(config).parts
 
 
 def test_quickstart_parses_alone(parse: Parse) -> None:
