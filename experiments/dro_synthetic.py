@@ -1,7 +1,7 @@
 """DRO on made-up questions of one and two hops: what each of its halves gives, m, and the weights.
 
     python experiments/dro_synthetic.py                           # trains, tests, prints the tables
-    python experiments/dro_synthetic.py --parts compared report   # of warm_up, compared, m, weights
+    python experiments/dro_synthetic.py --parts warm-up both report    # some of it
 
 BM25 finds the first passage of a question of two hops, never the second, which the first names.
 The selector is warmed up on BM25's order, so all that it knows beyond that it has from the
@@ -29,7 +29,12 @@ METRICS = ("exact_match", "success@1", "recall@2")
 def main() -> None:
     """Train, test, and print the tables."""
     options = parser(__doc__)
-    options.add_argument("--parts", nargs="*", help="of warm_up, compared, m, weights, report")
+    options.add_argument(
+        "--parts",
+        nargs="*",
+        help="of warm-up (before all others), both, selector-only, generator-only, first-stage, "
+        "oracle, m, weights, report",
+    )
     options.add_argument("--seeds", nargs="*", type=int, default=SEEDS)
     chosen = options.parse_args()
     laboratory = Laboratory(
@@ -50,19 +55,18 @@ def main() -> None:
         return Run("dro", name, seed, (*begins, *ITERATIONS, *flags))
 
     epochs = "--model.epochs=10"
+    seeds: list[int] = chosen.seeds
     parts = {
-        "warm_up": [warm(seed) for seed in chosen.seeds],
-        "compared": [
-            run
-            for seed in chosen.seeds
-            for run in (
-                trained("both", seed),
-                trained("selector-only", seed, "--model.train_generator=false"),
-                trained("generator-only", seed, "--model.train_selector=false"),
-                Run("rag4re", "first-stage", seed, (epochs,)),
-                Run("rag4re", "oracle", seed, (epochs, ORACLE)),
-            )
+        "warm-up": [warm(seed) for seed in seeds],
+        "both": [trained("both", seed) for seed in seeds],
+        "selector-only": [
+            trained("selector-only", seed, "--model.train_generator=false") for seed in seeds
         ],
+        "generator-only": [
+            trained("generator-only", seed, "--model.train_selector=false") for seed in seeds
+        ],
+        "first-stage": [Run("rag4re", "first-stage", seed, (epochs,)) for seed in seeds],
+        "oracle": [Run("rag4re", "oracle", seed, (epochs, ORACLE)) for seed in seeds],
         "m": [trained(f"m={m}", 0, f"--model.num_samples={m}") for m in (1, 2, 4)],
         "weights": [
             trained(kind, 0, f"--model.weighting.kind={kind}")
