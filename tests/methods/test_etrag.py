@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -440,7 +441,8 @@ def test_every_switch_is_one_argument(
         )
         assert cli.main([*command(tmp_path, *extra), "--trainer.fast_dev_run=1"]) == 0
         losses.append(float(built[0].callback_metrics["train/loss"]))
-    same = losses[0] == losses[1]
+    # Frozen weights may go through other kernels, which round the last bit otherwise.
+    same = math.isclose(losses[0], losses[1], rel_tol=1e-6)
     assert same == any(name in switch for name in LATER)
 
 
