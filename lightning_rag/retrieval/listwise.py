@@ -99,16 +99,6 @@ class ListwiseSelector(Selector):
             self._check_chains()
 
     @property
-    def tokens(self) -> int:
-        """Tokens that went through the generator so far."""
-        return self.generator.tokens
-
-    @property
-    def truncated(self) -> int:
-        """Texts that lost tokens so far."""
-        return self.generator.truncated
-
-    @property
     def kind(self) -> Kind:
         """What the candidates are called by."""
         if self.decoding == "identifiers":

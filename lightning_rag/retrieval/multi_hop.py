@@ -64,16 +64,6 @@ class MultiHopSelector(Selector):
         self.temperature = temperature
         self.encoder = build_encoder(config, corpus)
 
-    @property
-    def tokens(self) -> int:
-        """Tokens that went through the encoder so far."""
-        return self.encoder.tokens
-
-    @property
-    def truncated(self) -> int:
-        """Texts that lost tokens so far."""
-        return self.encoder.truncated
-
     def sample(self, offer: Offer, num_samples: int) -> Sampled:
         """Draw S lists of each query, without gradient or dropout, from torch's global generator.
 

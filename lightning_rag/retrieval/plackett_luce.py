@@ -68,16 +68,6 @@ class PlackettLuceSelector(Selector):
         else:
             self.scorer = build_cross_encoder(config, corpus)
 
-    @property
-    def tokens(self) -> int:
-        """Tokens that went through the scorer so far."""
-        return self.scorer.tokens
-
-    @property
-    def truncated(self) -> int:
-        """Texts that lost tokens so far."""
-        return self.scorer.truncated
-
     def scores(self, offer: Offer) -> Tensor:
         """Return the scores (B, N) float32, over the temperature; -inf where nothing is."""
         there = available(offer, self.scorer.device)  # (B, N)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from lightning_rag.backbones.backbone import Backbone
 from lightning_rag.backbones.continuation import proposal
 from lightning_rag.errors import UserError
 from lightning_rag.functional.permutation import sample_plackett_luce
@@ -78,14 +79,17 @@ class Selector(nn.Module, ABC):
         self.top_p = top_p
 
     @property
-    @abstractmethod
     def tokens(self) -> int:
         """Tokens that went through the selector's model so far."""
+        return sum(model.tokens for model in self._models())
 
     @property
-    @abstractmethod
     def truncated(self) -> int:
         """Texts that lost tokens so far."""
+        return sum(model.truncated for model in self._models())
+
+    def _models(self) -> list[Backbone]:
+        return [model for model in self.children() if isinstance(model, Backbone)]
 
     @abstractmethod
     def sample(self, offer: Offer, num_samples: int) -> Sampled:
