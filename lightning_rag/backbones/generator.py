@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_rag.backbones.continuation import Continuation, sample_tokens
+from lightning_rag.backbones.inputs import text_key
 from lightning_rag.backbones.prompted import PromptedBackbone
 from lightning_rag.backbones.scoring import ScoringPlan, plan_scoring
 from lightning_rag.functional.likelihood import sequence_log_likelihood
@@ -339,9 +340,7 @@ def _reduced(
 
 def _key(prompt: Prompt) -> tuple[object, ...]:
     """Return what equal prompts have in common."""
-    return tuple(
-        (text.text, tuple(sorted(text.spans.items()))) for text in (prompt.query, *prompt.passages)
-    )
+    return tuple(text_key(text) for text in (prompt.query, *prompt.passages))
 
 
 def _batches(sizes: Sequence[int], limit: int) -> Iterator[tuple[int, int]]:

@@ -51,6 +51,11 @@ class Padded:
     segments: Tensor  # (B, L) long
 
 
+def text_key(text: Rendered) -> tuple[object, ...]:
+    """Return what equal texts have in common; those with other spans are cut in another way."""
+    return text.text, tuple(sorted(text.spans.items()))
+
+
 def read_layout(tokenizer: PreTrainedTokenizerBase) -> Layout:
     """Learn a tokeniser's special tokens from what it makes of two letters."""
     encoded = tokenizer("a", "b", return_special_tokens_mask=True)

@@ -34,8 +34,8 @@ class MultiHopSelector(Selector):
 
     over the candidates that are left. This is DRO's Eq. 1 with the retriever of MDR (Xiong et al.
     2021, arXiv 2009.12756, Eq. 2): unlike Plackett-Luce scores, a choice depends on those before,
-    as a question of two hops needs it, and unlike a generative selector it is cheap and learns from
-    scratch.
+    as a question of two hops needs it; unlike a generative selector it never reads all candidates
+    together.
 
     Args:
         config: what the encoder is made of. What exceeds its `max_length` is cut from the end.

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from lightning_rag.backbones.backbone import Backbone
 from lightning_rag.backbones.continuation import proposal
+from lightning_rag.backbones.inputs import text_key
 from lightning_rag.errors import UserError
 from lightning_rag.functional.permutation import sample_plackett_luce
 from lightning_rag.types import Rendered
@@ -228,15 +229,12 @@ def available(offer: Offer, device: torch.device) -> Tensor:
 
 
 def distinct(texts: Iterable[Rendered]) -> tuple[list[Rendered], list[int]]:
-    """Return the different texts, and for each of `texts` which of them it is.
-
-    Texts with other spans are cut in another way, and so not equal.
-    """
-    numbers: dict[tuple[str, tuple[tuple[str, tuple[int, int]], ...]], int] = {}
+    """Return the different texts, and for each of `texts` which of them it is."""
+    numbers: dict[tuple[object, ...], int] = {}
     found: list[Rendered] = []
     index = []
     for text in texts:
-        key = text.text, tuple(sorted(text.spans.items()))
+        key = text_key(text)
         if key not in numbers:
             numbers[key] = len(found)
             found.append(text)

@@ -32,7 +32,8 @@ class Dpr(Reader):
     they are not known, and retrieval metrics count the passages that contain an answer. The id of a
     question is "<name of the file>-<number from 1>".
 
-    All passages of `psgs_w100.tsv` take about 18 GiB of memory, and more while they are indexed.
+    All passages of `psgs_w100.tsv` take an estimated 18 GiB of memory, and more while they are
+    indexed.
 
     Args:
         corpus: table of the passages: id, text, title; packed (.gz) or not; absolute or relative to
