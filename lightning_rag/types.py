@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TypedDict
+from typing import Literal, TypedDict
 
 from torch import Tensor
 
@@ -23,8 +23,46 @@ class Span:
 
 
 @dataclass(frozen=True)
+class Mention:
+    """A piece of a sentence that an extracted fact is about."""
+
+    text: str
+    start: int | None = None  # its characters [start, end) in the sentence; None = place unknown
+    end: int | None = None
+    type: str = ""  # entity type, where the data set has it for the arguments of relations
+
+
+@dataclass(frozen=True)
+class Fact:
+    """An entity, event trigger or event argument: one mention; a relation: its head and tail."""
+
+    type: str
+    mentions: tuple[Mention, ...]
+
+
+ExtractionKind = Literal["entities", "relations", "events", "arguments"]
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """What unified information extraction asks about a text, and the gold facts.
+
+    The kinds are RUIE's (arXiv 2409.11673) NER, RE, EET (event detection) and EEA (the arguments of
+    a given event).
+    """
+
+    kind: ExtractionKind
+    schema: tuple[str, ...]  # labels that may be extracted, in a fixed order
+    facts: tuple[Fact, ...] = ()  # gold, in the order of the annotation
+    trigger: Fact | None = None  # of kind "arguments": the event's type and trigger
+
+
+@dataclass(frozen=True)
 class Instance:
-    """One labelled record of a data set: a sentence with two entities, or a question."""
+    """One labelled record: a sentence with two entities, a question, or a text.
+
+    A text is what unified information extraction reads; `extraction` then says what it looks for.
+    """
 
     id: str
     text: str
@@ -33,6 +71,10 @@ class Instance:
     tail: Span | None = None
     relevant: tuple[str, ...] = ()  # ids of the passages known to be relevant
     group: str = ""  # document or article it comes from; a split never cuts through a group
+    # "<NER, RE, EET or EEA>_<data set>", such as "NER_crossner_ai"; "" where a data set is one task
+    task: str = ""
+    extraction: Extraction | None = None
+    held_out: bool = False  # of a task whose records are never training queries
 
 
 @dataclass(frozen=True)
