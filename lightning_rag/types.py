@@ -100,10 +100,14 @@ class Rendered:
 
 @dataclass(frozen=True)
 class Prompt:
-    """What a generator is given: the query and the passages chosen for it, best first."""
+    """What a generator is given: the query and the passages chosen for it, best first.
+
+    What does not fit is cut from the last passages, whichever way round they are written.
+    """
 
     query: Rendered
     passages: tuple[Rendered, ...] = ()
+    best_last: bool = False  # one input of all passages is written in the reverse order
 
 
 @dataclass

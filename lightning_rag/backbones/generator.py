@@ -340,7 +340,7 @@ def _reduced(
 
 def _key(prompt: Prompt) -> tuple[object, ...]:
     """Return what equal prompts have in common."""
-    return tuple(text_key(text) for text in (prompt.query, *prompt.passages))
+    return prompt.best_last, *(text_key(text) for text in (prompt.query, *prompt.passages))
 
 
 def _batches(sizes: Sequence[int], limit: int) -> Iterator[tuple[int, int]]:

@@ -169,6 +169,9 @@ class PromptedBackbone(Backbone):
                 for group in groups
             ]
             self.truncated += sum(one.truncated for one in inputs)
+            if prompt.best_last:
+                for one in inputs:
+                    one.passages.reverse()
             fitted.append(inputs)
         return fitted
 
