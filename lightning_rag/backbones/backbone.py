@@ -60,7 +60,10 @@ class Backbone(nn.Module):
 
     def fingerprint(self) -> str:
         """Hash of the weights, the configuration and the tokeniser: the key of caches."""
-        digest = hashlib.sha256(json.dumps(dataclasses.asdict(self.config)).encode())
+        settings = dataclasses.asdict(self.config)
+        if isinstance(self.config, EncoderConfig):
+            settings = self.config.identity()
+        digest = hashlib.sha256(json.dumps(settings).encode())
         digest.update(self._tokenizer_json().encode())
         for name, weight in sorted(self.model.state_dict().items()):
             digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())

@@ -1,10 +1,14 @@
 """Configuration of the backbones, as it stands in YAML files."""
 
+import dataclasses
 import math
 from dataclasses import dataclass, field
 from typing import Literal
 
 from lightning_rag.errors import UserError
+
+# What a text is to an encoder that reads queries and passages with prefixes of their own.
+Role = Literal["query", "passage", "none"]
 
 
 @dataclass
@@ -33,7 +37,7 @@ class TinyConfig:
 
 @dataclass
 class EncoderConfig:
-    """What a bi-encoder is made of.
+    """What a bi-encoder or a cross-encoder is made of.
 
     Args:
         source: "tiny", a local folder, a Hub id, or "package:<module>/<folder inside it>".
@@ -43,6 +47,18 @@ class EncoderConfig:
         tiny: the model when `source` is "tiny".
         trust_remote_code: run code that comes with a Hub repository.
         dtype: precision of the weights; "auto" takes the checkpoint's.
+        query_prefix: text in front of each query that a bi-encoder embeds as one, such as e5's
+            "query: ". "": that of `source`, where it is a sentence-transformers folder with one.
+        passage_prefix: the same for passages.
+        extra_tokens: words that the tokeniser keeps whole, such as tags around spans. The rows of
+            new ones in the embedding table are drawn as the model draws its own.
+        freeze_positions: keep the learned position embeddings as they are.
+        encode_chunk: with gradient, texts or pairs go through the model this many at a time, and
+            activations are computed again in the backward pass: memory is that of one chunk,
+            however large the batch; about a third more time (gradient caching, Gao et al. 2021,
+            arXiv 2101.06983). None: the whole batch with its activations.
+        token_types: a cross-encoder tells query and passage apart by token types too, where its
+            model knows them.
     """
 
     source: str = "tiny"
@@ -52,6 +68,32 @@ class EncoderConfig:
     tiny: TinyConfig = field(default_factory=TinyConfig)
     trust_remote_code: bool = False
     dtype: Literal["float32", "bfloat16", "float16", "auto"] = "float32"
+    query_prefix: str = ""
+    passage_prefix: str = ""
+    extra_tokens: list[str] = field(default_factory=list)
+    freeze_positions: bool = False
+    encode_chunk: int | None = None
+    token_types: bool = True
+
+    def __post_init__(self) -> None:
+        if self.encode_chunk is not None and self.encode_chunk < 1:
+            raise UserError(f"encode_chunk is {self.encode_chunk}; legal: 1 or more, or null")
+        words = self.extra_tokens
+        if len(set(words)) < len(words) or not all(word.strip() for word in words):
+            raise UserError(f"extra_tokens is {words}; legal: words that are not empty, each once")
+
+    def identity(self) -> dict[str, object]:
+        """Return the settings that the model's outputs depend on: for the keys of caches.
+
+        Settings that old caches do not know are left out where they have no effect.
+        """
+        settings = dataclasses.asdict(self)
+        del settings["encode_chunk"], settings["freeze_positions"]
+        later = dataclasses.asdict(EncoderConfig())
+        for name in ("query_prefix", "passage_prefix", "extra_tokens", "token_types"):
+            if settings[name] == later[name]:
+                del settings[name]
+        return settings
 
 
 @dataclass

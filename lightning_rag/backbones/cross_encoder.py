@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from lightning_rag.backbones.backbone import Backbone, check_length
 from lightning_rag.backbones.config import EncoderConfig
 from lightning_rag.backbones.encoder import CPU_GROUP
 from lightning_rag.backbones.inputs import Row, tokenize
+from lightning_rag.backbones.prepare import prepare
 from lightning_rag.backbones.sources import load_cross_encoder, load_tokenizer
 from lightning_rag.backbones.tiny import tiny_cross_encoder, train_tokenizer
 from lightning_rag.backbones.truncation import Fitted, fit
@@ -32,7 +34,7 @@ class CrossEncoder(Backbone):
         model: a sequence classifier with one label.
         tokenizer: its fast tokeniser.
         config: the limit of a pair; `pooling` and `normalize` mean nothing here, because the
-            model's own head reads the states.
+            model's own head reads the states, and the prefixes neither.
     """
 
     config: EncoderConfig
@@ -47,7 +49,8 @@ class CrossEncoder(Backbone):
         check_length("max_length", config.max_length, model)
         # A model without token types has no parameter for them, or only one row of embeddings.
         self._segments = (
-            "token_type_ids" in inspect.signature(model.forward).parameters
+            config.token_types
+            and "token_type_ids" in inspect.signature(model.forward).parameters
             and getattr(model.config, "type_vocab_size", 0) > 1
         )
         if model.config.pad_token_id is None:  # a decoder's head looks for the last other token
@@ -75,14 +78,26 @@ class CrossEncoder(Backbone):
         # By length, as the encoder does: a CPU takes time for padding too.
         order = sorted(range(len(rows)), key=lambda i: len(rows[i].ids))
         size = CPU_GROUP if self.device.type == "cpu" else len(rows)
+        chunk = self.config.encode_chunk if torch.is_grad_enabled() else None
+        size = size if chunk is None else min(size, chunk)
+        recompute = chunk is not None and chunk < len(rows)
         logits = []
         for start in range(0, len(rows), size):
             batch = self._pad([rows[i] for i in order[start : start + size]])
-            segments = {"token_type_ids": batch.segments} if self._segments else {}
-            output = self.model(input_ids=batch.ids, attention_mask=batch.mask, **segments)
-            logits.append(output.logits[:, 0].float())  # (group,)
+            inputs = (batch.ids, batch.mask, batch.segments)
+            if recompute:
+                logits.append(checkpoint(self._logits, *inputs, use_reentrant=False))
+            else:
+                logits.append(self._logits(*inputs))
         back = torch.tensor(order, device=self.device).argsort()
         return torch.cat(logits)[back]
+
+    def _logits(self, ids: Tensor, mask: Tensor, segments: Tensor) -> Tensor:
+        """Score padded pairs (P, L), each of the three: logits (P,) in float32."""
+        types = {"token_type_ids": segments} if self._segments else {}
+        output = self.model(input_ids=ids, attention_mask=mask, **types)
+        logits: Tensor = output.logits[:, 0].float()
+        return logits
 
     def _rows(self, queries: Sequence[Rendered], passages: Sequence[Rendered]) -> list[Row]:
         """Tokenise pairs and cut them to the limit."""
@@ -124,9 +139,12 @@ def build_cross_encoder(config: EncoderConfig, corpus: Iterable[str]) -> CrossEn
     """
     if config.source == "tiny":
         tiny = train_tokenizer(config.tiny, corpus)
-        return CrossEncoder(tiny_cross_encoder(config.tiny, tiny), tiny, config)
+        model = tiny_cross_encoder(config.tiny, tiny)
+        prepare(model, tiny, config)
+        return CrossEncoder(model, tiny, config)
     tokenizer = load_tokenizer(config.source, trust_remote_code=config.trust_remote_code)
     model = load_cross_encoder(
         config.source, trust_remote_code=config.trust_remote_code, dtype=config.dtype
     )
+    prepare(model, tokenizer, config)
     return CrossEncoder(model, tokenizer, config)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize, pad
+from torch.utils.checkpoint import checkpoint
 
 from lightning_rag.backbones.backbone import Backbone, check_length
-from lightning_rag.backbones.config import EncoderConfig
-from lightning_rag.backbones.inputs import Row, tokenize
+from lightning_rag.backbones.config import EncoderConfig, Role
+from lightning_rag.backbones.inputs import Padded, Row, tokenize
+from lightning_rag.backbones.prepare import prepare
 from lightning_rag.backbones.sources import load_model, load_tokenizer
 from lightning_rag.backbones.tiny import tiny_encoder, train_tokenizer
 from lightning_rag.backbones.truncation import Piece, inside
@@ -25,6 +27,16 @@ END = "</end>"  # in place of a span's name: the special tokens that close an in
 # A CPU takes time for padding too, so texts of similar length go through the model together; 32
 # sentences of SemEval-2010 Task 8, drawn at random, took 1.0 s forward and backward and not 1.55.
 CPU_GROUP = 8
+
+
+class _Inputs(NamedTuple):
+    """B padded inputs in groups of similar length, shortest first.
+
+    A tuple, for `checkpoint` looks into tuples for the devices whose random state it must keep.
+    """
+
+    groups: list[Padded]
+    back: Tensor  # (B,) the place of each input among the rows of all groups
 
 
 class Encoder(Backbone):
@@ -53,25 +65,25 @@ class Encoder(Backbone):
         check_length("max_length", config.max_length, model)
         self.dimension: int = model.config.hidden_size
 
-    def forward(self, texts: Sequence[Rendered]) -> Tensor:
+    def forward(self, texts: Sequence[Rendered], role: Role = "none") -> Tensor:
         """Embed whole texts.
+
+        Args:
+            texts: B texts.
+            role: what they are: queries and passages get the prefix of the configuration.
 
         Returns:
             (B, D), of unit length if so configured.
         """
-        pieces = self._pieces(texts)
-        states, mask = self._states(pieces)
-        if self.config.pooling == "first":
-            return self._normalize(states[:, 0])
-        weights = mask.unsqueeze(-1).to(states.dtype)  # (B, L, 1)
-        return self._normalize((states * weights).sum(dim=1) / weights.sum(dim=1))
+        return self._embed(self._pieces(texts, role), self._whole)
 
-    def spans(self, texts: Sequence[Rendered], names: Sequence[str]) -> Tensor:
+    def spans(self, texts: Sequence[Rendered], names: Sequence[str], role: Role = "none") -> Tensor:
         """Embed the named spans of texts: the mean over the tokens of each.
 
         Args:
             texts: B texts, each with all of the spans `names`.
             names: V names of spans, such as "head" and "tail"; `END` is the closing special tokens.
+            role: what the texts are, as for `forward`; a prefix moves the spans along.
 
         Returns:
             (B, V, D), each vector of unit length if so configured.
@@ -80,18 +92,25 @@ class Encoder(Backbone):
             ValueError: a text without one of the spans.
             UserError: a span without tokens, or `END` with a tokeniser that closes with nothing.
         """
-        pieces = self._pieces(texts)
-        states, _ = self._states(pieces)
-        weights = torch.zeros(len(texts), len(names), states.shape[1], dtype=states.dtype)
-        for row, piece in enumerate(pieces):
-            for column, name in enumerate(names):
-                tokens = self._span_tokens(piece, name)
-                weights[row, column, tokens] = 1.0 / len(tokens)
-        return self._normalize(weights.to(states.device) @ states)
+
+        def embed(pieces: Sequence[Piece], inputs: _Inputs) -> Tensor:
+            states, _ = self._states(inputs)
+            weights = torch.zeros(len(pieces), len(names), states.shape[1], dtype=states.dtype)
+            for row, piece in enumerate(pieces):
+                for column, name in enumerate(names):
+                    tokens = self._span_tokens(piece, name)
+                    weights[row, column, tokens] = 1.0 / len(tokens)
+            return self._normalize(weights.to(states.device) @ states)
+
+        return self._embed(self._pieces(texts, role), embed)
 
     @torch.no_grad()
     def encode(
-        self, texts: Sequence[Rendered], batch_size: int, names: Sequence[str] = ()
+        self,
+        texts: Sequence[Rendered],
+        batch_size: int,
+        names: Sequence[str] = (),
+        role: Role = "none",
     ) -> Tensor:
         """Embed many texts without gradient or dropout, batched by length.
 
@@ -99,6 +118,7 @@ class Encoder(Backbone):
             texts: n texts.
             batch_size: texts embedded at once.
             names: V names of spans to embed, as for `spans`; () embeds whole texts.
+            role: what the texts are, as for `forward`.
 
         Returns:
             (n, D), or (n, V, D) with `names`; float32 on the CPU, in the order of `texts`.
@@ -114,52 +134,88 @@ class Encoder(Backbone):
             for start in range(0, len(order), batch_size):
                 rows = order[start : start + batch_size]
                 batch = [texts[i] for i in rows]
-                vectors[rows] = (self.spans(batch, names) if names else self(batch)).float().cpu()
+                found = self.spans(batch, names, role) if names else self(batch, role)
+                vectors[rows] = found.float().cpu()
         finally:
             self.train(training)
         return vectors
 
-    def check(self, texts: Sequence[Rendered], names: Sequence[str]) -> None:
+    def check(self, texts: Sequence[Rendered], names: Sequence[str], role: Role = "none") -> None:
         """Check that the spans `names` of all texts fit into the limit and have tokens.
 
         Raises:
             UserError: naming the first text that does not.
         """
         truncated = self.truncated
-        for piece in self._pieces(texts):
+        for piece in self._pieces(texts, role):
             for name in names:
                 self._span_tokens(piece, name)
         self.truncated = truncated
 
-    def _pieces(self, texts: Sequence[Rendered]) -> list[Piece]:
-        """Tokenise texts and cut them to the limit."""
+    def _pieces(self, texts: Sequence[Rendered], role: Role) -> list[Piece]:
+        """Tokenise texts with their prefix and cut them to the limit; the prefix stays whole."""
         if not texts:
             raise ValueError("at least one text is needed, got none")
-        limit = self.config.max_length - len(self.layout.prefix) - len(self.layout.suffix)
+        config = self.config
+        limit = config.max_length - len(self.layout.prefix) - len(self.layout.suffix)
+        prefix = {"query": config.query_prefix, "passage": config.passage_prefix, "none": ""}[role]
+        if prefix:
+            texts = [_prefixed(text, prefix) for text in texts]
         pieces = []
         for piece in tokenize(self.tokenizer, texts):
             self.truncated += len(piece.ids) > limit
-            pieces.append(piece.cut(limit))
+            pieces.append(piece.cut(limit, first=len(prefix.rstrip())))
         return pieces
 
-    def _states(self, pieces: Sequence[Piece]) -> tuple[Tensor, Tensor]:
-        """Return the last hidden states (B, L, D) and the mask (B, L)."""
+    def _embed(
+        self, pieces: Sequence[Piece], embed: Callable[[Sequence[Piece], _Inputs], Tensor]
+    ) -> Tensor:
+        """Embed pieces, in chunks of similar length where gradients shall cost little memory."""
+        size = self.config.encode_chunk
+        if size is None or len(pieces) <= size or not torch.is_grad_enabled():
+            return embed(pieces, self._inputs(pieces))
+        order = sorted(range(len(pieces)), key=lambda i: len(pieces[i].ids))
+        vectors = []
+        for start in range(0, len(order), size):
+            chunk = [pieces[i] for i in order[start : start + size]]
+            # Padded outside: tokens are counted once, as they are without chunks.
+            inputs = self._inputs(chunk)
+            vectors.append(checkpoint(embed, chunk, inputs, use_reentrant=False))
+        back = torch.tensor(order, device=self.device).argsort()
+        return torch.cat(vectors)[back]
+
+    def _whole(self, pieces: Sequence[Piece], inputs: _Inputs) -> Tensor:
+        """Return the pooled states of whole texts (B, D)."""
+        states, mask = self._states(inputs)
+        if self.config.pooling == "first":
+            return self._normalize(states[:, 0])
+        weights = mask.unsqueeze(-1).to(states.dtype)  # (B, L, 1)
+        return self._normalize((states * weights).sum(dim=1) / weights.sum(dim=1))
+
+    def _inputs(self, pieces: Sequence[Piece]) -> _Inputs:
+        """Pad texts, those of similar length together on a CPU."""
         rows = []
         for piece in pieces:
             ids = [*self.layout.prefix, *piece.ids, *self.layout.suffix]
             rows.append(Row(ids, [0] * len(ids)))
         order = sorted(range(len(rows)), key=lambda i: len(rows[i].ids))
-        longest = len(rows[order[-1]].ids)
         size = CPU_GROUP if self.device.type == "cpu" else len(rows)
+        groups = [
+            self._pad([rows[i] for i in order[start : start + size]])
+            for start in range(0, len(rows), size)
+        ]
+        return _Inputs(groups, torch.tensor(order, device=self.device).argsort())
+
+    def _states(self, inputs: _Inputs) -> tuple[Tensor, Tensor]:
+        """Return the last hidden states (B, L, D) and the mask (B, L)."""
+        longest = inputs.groups[-1].ids.shape[1]
         states, masks = [], []
-        for start in range(0, len(rows), size):
-            batch = self._pad([rows[i] for i in order[start : start + size]])
-            output = self.model(input_ids=batch.ids, attention_mask=batch.mask)
-            missing = longest - batch.ids.shape[1]
+        for group in inputs.groups:
+            output = self.model(input_ids=group.ids, attention_mask=group.mask)
+            missing = longest - group.ids.shape[1]
             states.append(pad(output.last_hidden_state, (0, 0, 0, missing)))  # (group, L, D)
-            masks.append(pad(batch.mask, (0, missing)))
-        back = torch.tensor(order, device=self.device).argsort()
-        return torch.cat(states)[back], torch.cat(masks)[back]
+            masks.append(pad(group.mask, (0, missing)))
+        return torch.cat(states)[inputs.back], torch.cat(masks)[inputs.back]
 
     def _span_tokens(self, piece: Piece, name: str) -> list[int]:
         """Return the columns of a span's tokens in the padded batch."""
@@ -192,6 +248,13 @@ class Encoder(Backbone):
         return normalize(vectors, dim=-1)
 
 
+def _prefixed(text: Rendered, prefix: str) -> Rendered:
+    """Put a prefix before a text; its spans move along."""
+    moved = len(prefix)
+    spans = {name: (start + moved, end + moved) for name, (start, end) in text.spans.items()}
+    return Rendered(prefix + text.text, spans)
+
+
 def build_encoder(config: EncoderConfig, corpus: Iterable[str]) -> Encoder:
     """Build an encoder.
 
@@ -204,7 +267,9 @@ def build_encoder(config: EncoderConfig, corpus: Iterable[str]) -> Encoder:
     """
     if config.source == "tiny":
         tiny = train_tokenizer(config.tiny, corpus)
-        return Encoder(tiny_encoder(config.tiny, tiny), tiny, config)
+        model = tiny_encoder(config.tiny, tiny)
+        prepare(model, tiny, config)
+        return Encoder(model, tiny, config)
     tokenizer = load_tokenizer(config.source, trust_remote_code=config.trust_remote_code)
     model = load_model(
         config.source,
@@ -212,4 +277,5 @@ def build_encoder(config: EncoderConfig, corpus: Iterable[str]) -> Encoder:
         trust_remote_code=config.trust_remote_code,
         dtype=config.dtype,
     )
+    prepare(model, tokenizer, config)
     return Encoder(model, tokenizer, config)

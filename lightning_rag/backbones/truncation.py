@@ -22,23 +22,31 @@ class Piece:
         spans = self.rendered.spans.values()
         return [any(inside(offset, span) for span in spans) for offset in self.offsets]
 
-    def cut(self, limit: int) -> Piece:
+    def cut(self, limit: int, *, first: int = 0) -> Piece:
         """Return at most `limit` tokens, in their order.
 
         The tokens farthest from any span go first; without spans the head stays.
 
+        Args:
+            limit: tokens that may stay.
+            first: number of characters at the text's start that stay in any case.
+
         Raises:
-            UserError: the spans alone have more tokens than the limit.
+            UserError: the spans and the start alone have more tokens than the limit.
         """
         if len(self.ids) <= limit:
             return self
         protected = self.protected()
-        if sum(protected) > limit:
+        head = sum(start < first for start, _ in self.offsets)
+        needed = head + sum(protected[head:])
+        if needed > limit:
             raise UserError(
-                f"the entity mentions and labels of a text need {sum(protected)} tokens, "
+                f"the entity mentions and labels of a text need {needed} tokens, "
                 f"the limit leaves {limit}: raise the limit; text: {self.rendered.text[:80]!r}"
             )
         distances = _distances(protected)
+        # Not before the spans' own: nearness to the start counts for nothing.
+        distances[:head] = [0] * head
         nearest = sorted(range(len(self.ids)), key=lambda i: (distances[i], i))
         kept = sorted(nearest[:limit])
         return Piece([self.ids[i] for i in kept], [self.offsets[i] for i in kept], self.rendered)
