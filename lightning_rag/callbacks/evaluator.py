@@ -16,7 +16,10 @@ from lightning_rag.types import Evaluated, RagBatch, Retrieved
 
 
 class Evaluator(Callback):
-    """Updates the task's metrics from a method's predictions and logs them once an epoch."""
+    """Updates the task's metrics from a method's predictions and logs them once an epoch.
+
+    A phase that validates by figures of its own logs them itself, and has no others.
+    """
 
     def __init__(self) -> None:
         self.metrics: MetricCollection | None = None
@@ -38,8 +41,11 @@ class Evaluator(Callback):
             module.log(f"{stage}/{name}", value, prog_bar=name == monitor)
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take fresh metrics."""
-        self._start(pl_module)
+        """Take fresh metrics, and forget those of an earlier phase, which Lightning keeps."""
+        for name in [name for name in trainer.callback_metrics if name.startswith("val/")]:
+            del trainer.callback_metrics[name]
+        if not as_method(pl_module).judges_itself:
+            self._start(pl_module)
 
     def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take fresh metrics."""
@@ -54,8 +60,9 @@ class Evaluator(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Count a batch."""
-        self._update(cast(Evaluated, outputs), batch)
+        """Count a batch, if there are answers."""
+        if not as_method(pl_module).judges_itself:
+            self._update(cast(Evaluated, outputs), batch)
 
     def on_test_batch_end(
         self,
@@ -70,8 +77,9 @@ class Evaluator(Callback):
         self._update(cast(Evaluated, outputs), batch)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log `val/<metric>`."""
-        self._log(pl_module, "val")
+        """Log `val/<metric>`, if there are answers."""
+        if not as_method(pl_module).judges_itself:
+            self._log(pl_module, "val")
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log `test/<metric>`."""

@@ -77,8 +77,10 @@ class IndexRefresh(Callback):
             self._refresh(method)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Refresh a stale index."""
+        """Refresh a stale index, unless the phase is judged without it."""
         method = as_method(pl_module)
+        if method.judges_itself:
+            return
         if trainer.state.fn != "fit" or method.refreshed_at != trainer.global_step:
             self._refresh(method)
 

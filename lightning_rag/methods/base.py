@@ -254,12 +254,23 @@ class Method(LightningModule, ABC):
         self.log_dict({f"train/{k}": v for k, v in loss.terms.items()}, batch_size=size)
         return loss.total
 
-    def validation_step(self, batch: RagBatch, batch_idx: int) -> Evaluated:
-        """Lightning's hook: predictions for the callbacks, and the loss where it is monitored."""
+    @property
+    def judges_itself(self) -> bool:
+        """Whether the phase's own figures take the place of answers in this validation."""
+        return self.phase.validate is not None and self.trainer.state.fn == "fit"
+
+    def validation_step(self, batch: RagBatch, batch_idx: int) -> Evaluated | None:
+        """Lightning's hook: predictions for the callbacks, or the phase's figures; its loss."""
         if self.phase.monitor == "loss":
             size = len(batch.instances)
             self.log("val/loss", self.phase.loss(batch).total, batch_size=size)
-        return self._evaluation_step(batch)
+        if self.phase.validate is None or not self.judges_itself:
+            return self._evaluation_step(batch)
+        for name, values in self.phase.validate(batch).items():
+            known = values[~values.isnan()]
+            if len(known):
+                self.log(f"val/{name}", known.mean(), batch_size=len(known), prog_bar=True)
+        return None
 
     def test_step(self, batch: RagBatch, batch_idx: int) -> Evaluated:
         """Lightning's hook: predictions for the callbacks."""

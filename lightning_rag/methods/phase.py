@@ -43,6 +43,9 @@ class Phase:
         summarize: given the bank's tensors (Q, …) after the estimate, returns figures of it; they
             are logged as estimate/<name> and kept in summary.json. In a rehearsal (fast_dev_run)
             most rows are still 0.
+        validate: given a validation batch, without gradient or dropout, returns figures (B,) of it,
+            NaN for queries that have none; their means are val/<name>. While training, they take
+            the place of answers: for a phase of which answers say nothing, or cost too much.
     """
 
     name: str
@@ -58,6 +61,7 @@ class Phase:
     series_patience: int | None = None
     start_from: str | None = None
     summarize: Callable[[Mapping[str, Tensor]], dict[str, float]] | None = None
+    validate: Callable[[RagBatch], dict[str, Tensor]] | None = None
 
     def __post_init__(self) -> None:
         if (self.epochs is None) == (self.steps is None):
@@ -77,6 +81,11 @@ class Phase:
             raise ValueError(f"phase {self.name!r} has a series_patience, but no series")
         if self.summarize is not None and self.estimate is None:
             raise ValueError(f"phase {self.name!r} has a summary of its estimate, but no estimate")
+        if self.validate is not None and self.monitor is None:
+            raise ValueError(
+                f"phase {self.name!r} validates by figures of its own and monitors the task's; "
+                "legal: one of its own, or 'loss'"
+            )
 
 
 def series_of(phases: Sequence[Phase], index: int) -> range:
