@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightning_rag.data.cache import hash_rows, hash_texts
+from lightning_rag.data.scope import ScopedRows
 from lightning_rag.errors import UserError
 
 if TYPE_CHECKING:
@@ -36,13 +37,14 @@ class SearchRequest:
         queries: Q texts.
         keys: M texts; the position of a passage's text is its row.
         count: N, candidates for each query.
-        exclude: for each query the rows that it must not get.
+        exclude: for each query the rows that it must not get, ascending.
         relevant: for each query the rows known to be relevant; `Oracle` alone looks at them.
         seed: seed of everything that is drawn.
 
     Raises:
         ValueError: lists of different lengths.
-        UserError: `count` below 1, or above what any query could be given.
+        UserError: `count` below 1, or above what any query could be given. What a query's scope
+            leaves out does not count: a query of a small task gets what there is.
     """
 
     queries: Sequence[str]
@@ -59,7 +61,8 @@ class SearchRequest:
         if self.count < 1:
             raise UserError(f"{self.count} candidates for each query; legal: 1 or more")
         store = len(self.keys)
-        available = store - min((len(np.unique(rows)) for rows in self.exclude), default=0)
+        own = self.exclude.own if isinstance(self.exclude, ScopedRows) else self.exclude
+        available = store - min((len(np.unique(rows)) for rows in own), default=0)
         if self.count > available:
             raise UserError(
                 f"data.num_candidates: {self.count} candidates for each query are more than the "
@@ -73,7 +76,9 @@ class SearchRequest:
             "queries": hash_texts(self.queries),
             "keys": hash_texts(self.keys),
             "count": self.count,
-            "exclude": hash_rows(self.exclude),
+            "exclude": self.exclude.hash()
+            if isinstance(self.exclude, ScopedRows)
+            else hash_rows(self.exclude),
             "relevant": hash_rows(self.relevant),
             "seed": self.seed,
         }

@@ -21,6 +21,7 @@ from lightning_rag.data.cache import cached
 from lightning_rag.data.candidates import Candidates, FirstStage, SearchRequest
 from lightning_rag.data.readers.base import Reader
 from lightning_rag.data.sampler import EpochOrder
+from lightning_rag.data.scope import Scope, among, scoped, without
 from lightning_rag.data.splits import Splits, ids_hash, read_ids, subset
 from lightning_rag.data.store import PassageStore, check_no_leak, exclusions
 from lightning_rag.errors import UserError
@@ -48,14 +49,14 @@ class QuerySet:
     def batch(self, rows: Sequence[int]) -> RagBatch:
         """Return the queries `rows` as one batch."""
         ids = self.candidates.ids[list(rows)]
-        relevant = [_without(self.relevant[row], self.excluded[row]) for row in rows]
+        excluded = [self.excluded[row] for row in rows]
+        pairs = list(zip(rows, excluded, strict=True))
+        relevant = [without(self.relevant[row], gone) for row, gone in pairs]
         answers = [
-            found
-            if self.answers[row] is self.relevant[row]
-            else _without(self.answers[row], self.excluded[row])
-            for row, found in zip(rows, relevant, strict=True)
+            found if self.answers[row] is self.relevant[row] else without(self.answers[row], gone)
+            for (row, gone), found in zip(pairs, relevant, strict=True)
         ]
-        relevance = np.stack([np.isin(*pair) for pair in zip(ids, relevant, strict=True)])
+        relevance = np.stack([among(*pair) for pair in zip(ids, relevant, strict=True)])
         return RagBatch(
             rows=torch.tensor(list(rows), dtype=torch.long),
             instances=[self.instances[row] for row in rows],
@@ -64,13 +65,8 @@ class QuerySet:
             relevance=torch.from_numpy(relevance.astype(np.float32)),
             relevant_rows=[torch.from_numpy(found) for found in relevant],
             answer_rows=[torch.from_numpy(found) for found in answers],
-            excluded_rows=[torch.tensor(self.excluded[row]) for row in rows],
+            excluded_rows=[torch.tensor(gone) for gone in excluded],  # copies: queries share them
         )
-
-
-def _without(rows: NDArray[np.int64], gone: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return a copy of ascending `rows` without those of `gone`."""
-    return np.delete(rows, np.searchsorted(rows, gone[np.isin(gone, rows)]))
 
 
 class _Rows(Dataset[int]):
@@ -95,7 +91,12 @@ class RagDataModule(LightningDataModule):
         first_stage: the retriever that offers `num_candidates` passages for every query.
         root: folder of the data sets; default from the environment variable LIGHTNING_RAG_DATA.
         name: name of the data set in the run's path.
-        num_candidates: N, candidates for each query.
+        num_candidates: N, candidates for each query; a query that may not get so many has fewer.
+        train_scope: whether training queries may retrieve demonstrations of "any" task of the
+            training data or of the "same_task" only. Where the data are one task, as all but
+            unified information extraction, both are the same. RUIE trains on any (its first stage
+            ranks the demonstrations of all tasks), but the others are never the best.
+        scope: the same for validation and test queries.
         fraction: share of the training instances that is used (low-resource regime), in (0, 1].
         ids_file: instead of `fraction`: the ids of the training instances to use, one a line.
         validation_size: use at most so many validation instances (drawn by seed); None = all.
@@ -117,6 +118,8 @@ class RagDataModule(LightningDataModule):
         root: str | None = None,
         name: str = "data",
         num_candidates: int = 20,
+        train_scope: Scope = "same_task",
+        scope: Scope = "same_task",
         fraction: float = 1.0,
         ids_file: str | None = None,
         validation_size: int | None = None,
@@ -144,6 +147,8 @@ class RagDataModule(LightningDataModule):
         self.root = Path(chosen).expanduser() if chosen else None
         self.name = name
         self.num_candidates = num_candidates
+        self.train_scope = train_scope
+        self.scope = scope
         self.fraction = fraction
         self.ids_file = ids_file
         self.limits = {"validation": validation_size, "test": test_size}
@@ -180,6 +185,12 @@ class RagDataModule(LightningDataModule):
         splits = self.reader.read(self.root, self.seed)
         if not splits.train:
             raise UserError(f"the train split of data set {self.name!r} is empty")
+        foreign = [instance.id for instance in splits.train if instance.held_out]
+        if foreign:
+            raise UserError(
+                f"{len(foreign)} training queries of data set {self.name!r} are of a held-out "
+                f"task, first {foreign[0]!r}; legal: none"
+            )
         train = self._regime(splits.train)
         held_out = {
             "validation": self._limited(splits.validation, "validation"),
@@ -225,10 +236,16 @@ class RagDataModule(LightningDataModule):
         store = self.store
         answers = self.task.matching_rows(instances, store.passages)
         relevant = self.task.relevant_rows(instances, store.passages, matching=answers)
-        if split == "train":
-            exclude = exclusions(instances, store)
-        else:
-            exclude = [np.empty(0, dtype=np.int64)] * len(instances)
+        training = split == "train"
+        exclude = scoped(
+            instances,
+            store,
+            exclusions(instances, store)
+            if training
+            else [np.empty(0, dtype=np.int64)] * len(instances),
+            scope=self.train_scope if training else self.scope,
+            training=training,
+        )
         request = SearchRequest(
             queries=[self.task.query(instance).text for instance in instances],
             keys=[self.task.key(passage).text for passage in store.passages],
@@ -248,7 +265,19 @@ class RagDataModule(LightningDataModule):
         candidates = Candidates(
             ids=arrays["ids"].astype(np.int64), scores=arrays["scores"].astype(np.float32)
         )
+        self._warn_of_nothing(split, instances, candidates)
         return QuerySet(instances, candidates, relevant, answers, exclude)
+
+    def _warn_of_nothing(
+        self, split: SplitName, instances: Sequence[Instance], candidates: Candidates
+    ) -> None:
+        lonely = [i.task for i, ids in zip(instances, candidates.ids, strict=True) if ids[0] < 0]
+        if lonely:
+            log.warning(
+                "%d %s queries may retrieve nothing: the passage store has no demonstration for "
+                "them of their task (%s)",
+                *(len(lonely), split, ", ".join(sorted(set(lonely)))),
+            )
 
     def corpus(self) -> list[str]:
         """Texts that a model from scratch learns its vocabulary from: training data and store."""

@@ -47,8 +47,9 @@ def hold_out(
 ) -> tuple[tuple[Instance, ...], tuple[Instance, ...]]:
     """Cut about `fraction` of the instances off, whole groups only.
 
-    Instances with two entities are stratified by label as far as groups allow: a group is held out
-    if and only if that brings the held-out label counts nearer to their quotas. Groups are visited
+    Instances with two entities are stratified by label, and those of several tasks by task, as far
+    as groups allow: a group is held out if and only if that brings the held-out counts nearer to
+    their quotas. Groups are visited
     in an order drawn by seed. Both parts keep the order of `instances` and are never empty.
 
     Args:
@@ -99,9 +100,9 @@ def subset(
     """Return the instances of a low-resource regime, in the order of `instances`.
 
     By fraction, max(1, round(fraction * n)) instances are drawn. Instances with two entities are
-    stratified by label: every label has one instance before any has a second (frequent labels
-    first, if there are fewer places than labels), then places go by Webster's rule. The subsets of
-    one seed are nested: the 1 % is inside the 5 %.
+    stratified by label, and those of several tasks by task: every label has one instance before any
+    has a second (frequent labels first, if there are fewer places than labels), then places go by
+    Webster's rule. The subsets of one seed are nested: the 1 % is inside the 5 %.
 
     Args:
         instances: what to choose from.
@@ -168,8 +169,12 @@ def _by_ids(instances: Sequence[Instance], ids: Sequence[str]) -> tuple[Instance
 
 
 def _stratum(instance: Instance) -> str:
-    """Return what an instance is stratified by: its label, or nothing for free-text answers."""
-    return instance.answers[0] if instance.head is not None and instance.answers else ""
+    """Return what an instance is stratified by: its task and label, as far as it has them.
+
+    Answers that are free text are no labels.
+    """
+    label = instance.answers[0] if instance.head is not None and instance.answers else ""
+    return f"{instance.task}\n{label}" if instance.task else label
 
 
 def _draw(purpose: str, seed: int, identity: str) -> str:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from lightning_rag.data.cache import hash_texts
 from lightning_rag.data.splits import normalise
 from lightning_rag.errors import DataError, UserError
-from lightning_rag.types import Instance, Passage, Span
+from lightning_rag.types import Extraction, Instance, Passage, Span
 
 SHOWN = 10  # ids named in a message
 
@@ -65,7 +65,7 @@ class PassageStore:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over ids, texts, titles, entity spans and labels, in the order of the rows."""
+        """SHA-256 over ids, texts, titles, gold mentions and labels, in the order of the rows."""
         return hash_texts(part for passage in self.passages for part in _parts(passage))
 
 
@@ -76,14 +76,32 @@ def _parts(passage: Passage) -> Iterator[str]:
         yield from ("demonstration", str(len(answers)), *answers)
         for span in (passage.instance.head, passage.instance.tail):
             yield "" if span is None else f"{span.start} {span.end} {span.type}"
+        if passage.instance.task or passage.instance.held_out:
+            yield from ("task", passage.instance.task, str(passage.instance.held_out))
+        if passage.instance.extraction is not None:
+            yield from _extraction_parts(passage.instance.extraction)
+
+
+def _extraction_parts(extraction: Extraction) -> Iterator[str]:
+    yield from ("extraction", extraction.kind, str(len(extraction.schema)), *extraction.schema)
+    trigger = () if extraction.trigger is None else (extraction.trigger,)
+    yield from (str(len(trigger)), str(len(extraction.facts)))
+    for fact in trigger + extraction.facts:
+        yield from (fact.type, str(len(fact.mentions)))
+        for mention in fact.mentions:
+            yield from (mention.text, f"{mention.start} {mention.end} {mention.type}")
+        extraction = passage.instance.extraction
+        if extraction is not None:
+            yield from (passage.instance.task, extraction.kind, *extraction.schema)
 
 
 def check_no_leak(store: PassageStore, held_out: Mapping[str, Sequence[Instance]]) -> int:
     """Check that no record of a held-out split is among the demonstrations of the store.
 
-    The same record is the same id, or the same text with the same head and tail mentions, up to
-    case and white space. The same text with other mentions is another record (SemEval-2010 Task 8
-    has 16 such sentences in both of its splits): these are counted only. Passages that are no
+    The same record is the same id, or the same text of the same task with the same head and tail
+    mentions, up to case and white space. The same text with other mentions is another record
+    (SemEval-2010 Task 8 has 16 such sentences in both of its splits): these are counted only.
+    Passages that are no
     demonstrations carry no label and are not checked.
 
     Args:
@@ -145,12 +163,21 @@ def exclusions(queries: Sequence[Instance], store: PassageStore) -> list[NDArray
     return excluded
 
 
-def _record(instance: Instance) -> tuple[str, str]:
+def _record(instance: Instance) -> tuple[str, ...]:
     """Return an instance's text with its head marked, and with its tail marked, normalised.
 
-    Marks instead of offsets, so that other white space does not make another record.
+    Marks instead of offsets, so that other white space does not make another record. What else
+    tells records of one text apart, task and event trigger, follows.
     """
-    return _marked(instance.text, instance.head), _marked(instance.text, instance.tail)
+    record = [_marked(instance.text, instance.head), _marked(instance.text, instance.tail)]
+    record.append(instance.task)
+    asked = instance.extraction
+    if asked is not None and asked.trigger is not None:
+        (mention,) = asked.trigger.mentions
+        known = mention.start is not None and mention.end is not None
+        span = Span(mention.start or 0, mention.end or 0) if known else None
+        record += [asked.trigger.type, mention.text, _marked(instance.text, span)]
+    return tuple(record)
 
 
 def _marked(text: str, span: Span | None) -> str:
