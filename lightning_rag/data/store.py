@@ -90,9 +90,6 @@ def _extraction_parts(extraction: Extraction) -> Iterator[str]:
         yield from (fact.type, str(len(fact.mentions)))
         for mention in fact.mentions:
             yield from (mention.text, f"{mention.start} {mention.end} {mention.type}")
-        extraction = passage.instance.extraction
-        if extraction is not None:
-            yield from (passage.instance.task, extraction.kind, *extraction.schema)
 
 
 def check_no_leak(store: PassageStore, held_out: Mapping[str, Sequence[Instance]]) -> int:
@@ -101,8 +98,7 @@ def check_no_leak(store: PassageStore, held_out: Mapping[str, Sequence[Instance]
     The same record is the same id, or the same text of the same task with the same head and tail
     mentions, up to case and white space. The same text with other mentions is another record
     (SemEval-2010 Task 8 has 16 such sentences in both of its splits): these are counted only.
-    Passages that are no
-    demonstrations carry no label and are not checked.
+    Passages that are no demonstrations carry no label and are not checked.
 
     Args:
         store: the passage store.
