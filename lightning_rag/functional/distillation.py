@@ -41,10 +41,11 @@ def kl_distillation(
         >>> kl_distillation(torch.zeros(1, 3), torch.tensor([[1.0, 1.0, -torch.inf]]))
         tensor([0.4055])
     """
-    if student_scores.shape != teacher_scores.shape or not student_scores.shape[-1:].numel():
+    shape = student_scores.shape
+    if shape != teacher_scores.shape or not shape or shape[-1] == 0:
         raise ValueError(
             "student_scores and teacher_scores must both be (..., C) with C >= 1, got "
-            f"{tuple(student_scores.shape)} and {tuple(teacher_scores.shape)}"
+            f"{tuple(shape)} and {tuple(teacher_scores.shape)}"
         )
     for name, value in (("student", student_temperature), ("teacher", teacher_temperature)):
         if not 0 < value < math.inf:

@@ -19,7 +19,10 @@ class OptimizerConfig:
             Rates of groups that a method does not have, such as `retriever`, are left unused.
         weight_decay: decay of matrices; biases and normalisation weights are never decayed.
         schedule: course of the rates within a phase, after the warm-up.
-        warmup: share of the phase's steps in which the rates rise linearly from 0, in [0, 1).
+        warmup: share of the phase's steps in which the rates rise from 0, in [0, 1).
+        warmup_shape: "linear", or "logarithmic": with ln(s + 1) / ln(w) at step s of w, so that
+            they rise steeply at first, after a first step at 0. This is the default of DeepSpeed's
+            WarmupDecayLR, which RUIE was trained with.
         betas: the moments' decay rates of AdamW.
         epsilon: the denominator's constant of AdamW.
     """
@@ -28,6 +31,7 @@ class OptimizerConfig:
     weight_decay: float = 0.01
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     warmup: float = 0.1
+    warmup_shape: Literal["linear", "logarithmic"] = "linear"
     betas: tuple[float, float] = (0.9, 0.999)
     epsilon: float = 1e-8
 
@@ -44,6 +48,8 @@ class OptimizerConfig:
         """Return the factor of the rates at `step` (from 0) of a phase of `total` steps."""
         rising = math.ceil(self.warmup * total)
         if step < rising:
+            if self.warmup_shape == "logarithmic":
+                return math.log(step + 1) / math.log(max(2, rising))
             return (step + 1) / rising
         progress = min(1.0, (step - rising) / max(1, total - rising))
         if self.schedule == "linear":
