@@ -91,7 +91,10 @@ class Passage:
 class Rendered:
     """A text that a model reads, with the character ranges that must survive truncation.
 
-    The names of the ranges are "head", "tail" and "label" in relation extraction.
+    The names of the ranges are "head", "tail" and "label" in relation extraction. Two names of a
+    query's ranges say where a decoder-only prompt has them: "lead", its beginning, comes before the
+    passages, and a query with the range "cue" brings what the answer follows, so that the
+    generator's own answer cue is left out.
     """
 
     text: str

@@ -82,7 +82,8 @@ class DecoderOnlyGenerator(Generator):
     """One decoder reads the prompt and goes on with the answer.
 
     The prompt is the passages in their order, the query and an answer cue, each on its line; with
-    `chat_template` it is the user's turn, and the answer the assistant's, without cue.
+    `chat_template` it is the user's turn, and the answer the assistant's, without cue. A query's
+    range "lead" comes before the passages, and its range "cue" takes the place of the answer cue.
 
     Args:
         model: a causal language model.
@@ -254,8 +255,14 @@ class DecoderOnlyGenerator(Generator):
 
     def _row(self, fitted: Fitted) -> list[int]:
         """Return the tokens of a prompt."""
+        query, spans = fitted.query, fitted.query.rendered.spans
+        _, lead_end = spans.get("lead", (0, 0))
+        lead = sum(start < lead_end for start, _ in query.offsets)
         passages = [token for p in fitted.passages for token in (*p.ids, *self._separator)]
-        return [*self._before, *passages, *fitted.query.ids, *self._after]
+        after = self._after
+        if "cue" in spans and not self.config.chat_template:
+            after = []
+        return [*self._before, *query.ids[:lead], *passages, *query.ids[lead:], *after]
 
     def _frame(self) -> tuple[list[int], list[int]]:
         """Return the tokens before and after the passages and query."""

@@ -12,6 +12,7 @@ from torchmetrics import Metric, MetricCollection
 
 from lightning_rag.errors import UserError
 from lightning_rag.metrics.retrieval import NDCG, Recall, ReciprocalRank, Success
+from lightning_rag.tasks.keywords import Tags
 from lightning_rag.types import Instance, Passage, Rendered
 
 UNREADABLE = ("C", "Z")  # Unicode's classes of control characters and of white space
@@ -79,6 +80,33 @@ class Task(ABC):
             separator: what stands between the two, such as the encoder's separator token.
         """
         return self.key(passage)
+
+    def tagged_query(self, instance: Instance, tags: Tags) -> Rendered:
+        """Return what a reward model reads of a query: with its answer, and keywords tagged.
+
+        A task whose facts have no places in the text has nothing to tag: it is the query, a space
+        and the target (RUIE, arXiv 2409.11673: the reward model alone reads the gold answer).
+
+        Args:
+            instance: the query.
+            tags: how the gold mentions are tagged.
+
+        Raises:
+            ValueError: the instance has no answer.
+        """
+        query = self.query(instance)
+        return Rendered(f"{query.text} {self.target(instance)}", query.spans)
+
+    def tagged_key(self, passage: Passage, tags: Tags) -> Rendered:
+        """Return what a reward model and its student read of a passage, keywords tagged.
+
+        A demonstration is shown with its label, a plain passage as `key` renders it.
+
+        Args:
+            passage: the passage.
+            tags: how the gold mentions are tagged.
+        """
+        return self.labelled_key(passage, " ")
 
     @abstractmethod
     def source(self, instance: Instance) -> Rendered:

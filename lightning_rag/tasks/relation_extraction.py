@@ -28,8 +28,17 @@ from lightning_rag.tasks.instruction import (
     exemplified,
     instructed,
 )
+from lightning_rag.tasks.keywords import Tags, place
 from lightning_rag.tasks.labels import RETACRED, SEMEVAL2010, TACRED, Wording
-from lightning_rag.tasks.marking import Markers, bare, marked, mention_texts, mentions, paired
+from lightning_rag.tasks.marking import (
+    Markers,
+    bare,
+    marked,
+    mention_texts,
+    mentions,
+    paired,
+    type_words,
+)
 from lightning_rag.tasks.refinement import refine_decoder_only, refine_sequence_to_sequence
 from lightning_rag.tasks.wording import LabelFinder, choose_wording, fill
 from lightning_rag.types import Instance, Passage, Rendered
@@ -219,6 +228,31 @@ class RelationExtraction(Task):
         if passage.instance is None:
             return Rendered(passage.text)
         return self._labelled(self.query(passage.instance), separator, passage.instance)
+
+    def tagged_query(self, instance: Instance, tags: Tags) -> Rendered:
+        """Return the sentence with head and tail as keywords, and the words of its label.
+
+        "typed" writes the entity types, where there are some. Without tags it is `query` and the
+        words. The ranges are "head", "tail" (tags included) and "label".
+
+        Raises:
+            ValueError: the instance has no label.
+        """
+        if tags == "none":
+            return self._labelled(self.query(instance), " ", instance)
+        spans = [(span.start, span.end, type_words(span)) for span in mentions(instance)]
+        text, (head, tail) = place(instance.text, spans, tags)
+        return self._labelled(Rendered(text, {"head": head, "tail": tail}), " ", instance)
+
+    def tagged_key(self, passage: Passage, tags: Tags) -> Rendered:
+        """Return a demonstration as `tagged_query` returns it, or a plain passage's text.
+
+        Raises:
+            ValueError: the demonstration has no label.
+        """
+        if passage.instance is None:
+            return Rendered(passage.text)
+        return self.tagged_query(passage.instance, tags)
 
     def source(self, instance: Instance) -> Rendered:
         """Return the marked sentence, or the whole instruction, with ranges "head" and "tail"."""
