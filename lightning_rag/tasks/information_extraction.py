@@ -13,7 +13,7 @@ from lightning_rag.errors import UserError
 from lightning_rag.metrics.spans import ExtractionF1, clean_facts, says_nothing
 from lightning_rag.tasks.base import Task, as_rows, collect, is_blank, retrieval_metrics
 from lightning_rag.tasks.keywords import Tags
-from lightning_rag.tasks.records import NOTHING, fact_text, instruction, join, record
+from lightning_rag.tasks.records import CUE, NOTHING, fact_text, instruction, join, record
 from lightning_rag.types import Extraction, Fact, Instance, Passage, Rendered
 
 MENTIONS: Mapping[str, int] = {"entities": 1, "relations": 2, "events": 1, "arguments": 1}
@@ -194,7 +194,7 @@ class InformationExtraction(Task):
         return answer
 
     def parse(self, output: str, instance: Instance) -> str:
-        """Return the part of a generated text that answers, without white space around it.
+        """Return the part of a generated text that answers, without the cue and white space around.
 
         Parts have empty lines between them. It is the first from which a fact of the schema can be
         read or that says that there is none, else the last one. So neither an introduction hides an
@@ -202,7 +202,7 @@ class InformationExtraction(Task):
         code takes the last part, and stops most models at the first empty line.
         """
         extraction = _asked(instance)
-        parts = [part.strip() for part in _parts(output)]
+        parts = [part.strip().removeprefix(CUE).strip() for part in _parts(output)]
         for part in parts:
             if says_nothing(part) or clean_facts(part, extraction.schema, extraction.kind):
                 return part
