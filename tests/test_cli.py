@@ -75,9 +75,16 @@ def names(kind: str) -> list[str]:
 @pytest.mark.parametrize("data", names("data"))
 def test_every_data_file_parses(parse: Parse, data: str) -> None:
     config = parse("fit", *composed(data=data))
-    assert config.data.name == data
+    assert config.data.name == ("crossner_ai" if data == "crossner" else data)
     assert config.model.class_path == "lightning_rag.methods.rag4re.Rag4re"
     parse("predict", *composed(data=data))
+
+
+def test_crossners_domain_is_one_flag(parse: Parse) -> None:
+    """Reader and run folder follow it."""
+    config = parse("fit", *composed(data="crossner"), "--data.reader.domain=science")
+    assert config.data.reader.init_args.domain == "science"
+    assert "crossner_science" in cli.run_folder(config).parts
 
 
 @pytest.mark.parametrize("method", names("method"))
