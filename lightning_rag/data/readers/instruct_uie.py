@@ -47,7 +47,8 @@ class InstructUie(Reader):
     - NER: `entities`: [{name, type, pos}],
     - RE: `relations`: [{type, head: {name, type, pos}, tail: {name, type, pos}}],
     - EET: `events`: [{trigger, type, pos}],
-    - EEA: `events`: [{trigger, type, pos, arguments: [{name, role, pos}]}], an instance each.
+    - EEA: `events`: [{trigger, type, pos, arguments: [{name, role, pos}]}], an instance each; an
+      event of a type without roles asks nothing and gives none.
 
     `pos` is the characters [start, end) of the sentence. In the released files it is often empty or
     wrong: a mention whose `pos` does not hold its name keeps the name, its place is unknown, and
@@ -139,7 +140,10 @@ def _schema(path: Path, kind: ExtractionKind) -> Schema:
         }
     labels = Record(str(path), {"labels": document}).strings("labels")
     check_unique(str(path), labels)
-    return {label: () for label in labels if label not in NOTHING}
+    schema: Schema = {label: () for label in labels if label not in NOTHING}
+    if not schema:
+        raise DataError(f"{path}: labels {list(labels)}; legal: at least one that is not {NOTHING}")
+    return schema
 
 
 class _Reading:
@@ -157,7 +161,9 @@ class _Reading:
         text = record.string("sentence")
         if self.kind == "arguments":
             for event in record.objects("events", empty=True):
-                yield text, self._arguments(text, event)
+                extraction = self._arguments(text, event)
+                if extraction.schema:
+                    yield text, extraction
             return
         read = {"entities": self._entity, "relations": self._relation, "events": self._event}
         found = (read[self.kind](text, item) for item in record.objects(self.kind, empty=True))

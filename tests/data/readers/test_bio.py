@@ -11,7 +11,7 @@ import pytest
 from lightning_rag.data.readers.bio import CROSSNER, BioEntities, CrossNer, entities
 from lightning_rag.data.store import PassageStore, check_no_leak
 from lightning_rag.errors import DataError, UserError
-from lightning_rag.tasks.information_extraction import linearize
+from lightning_rag.tasks.information_extraction import InformationExtraction, linearize
 
 WNUT = BioEntities(
     "wnut17",
@@ -58,6 +58,8 @@ def test_released_files(name, data_root):
     reader, sentences, mentions, repeats = RELEASED[name]
     splits = reader.read(data_root, seed=0)
     assert splits.labels == splits.passages == ()
+    for part in (splits.train, splits.validation, splits.test):
+        InformationExtraction().check_answers(part)
     held_out = {"validation": splits.validation, "test": splits.test}
     assert check_no_leak(PassageStore.from_instances(splits.train), held_out) == 0
     for (split, instances), size, count in zip(

@@ -13,7 +13,7 @@ from lightning_rag.data.readers.extraction import spaced
 from lightning_rag.data.readers.geneva import FILES, Geneva, align
 from lightning_rag.data.store import PassageStore, check_no_leak
 from lightning_rag.errors import DataError, UserError
-from lightning_rag.tasks.information_extraction import linearize
+from lightning_rag.tasks.information_extraction import InformationExtraction, linearize
 
 # sentences, events, arguments and event types of each split, as the data's notes count them
 COUNTS = {
@@ -55,6 +55,8 @@ def test_sizes(splits):
         assert len({f.type for i in detection for f in i.extraction.facts}) == types
         assert len(instances) == sentences + events == len({i.id for i in instances})
         assert all(i.answers == (linearize(i.extraction),) for i in instances)
+    for part in (splits.train, splits.validation, splits.test):
+        InformationExtraction().check_answers(part)
     held_out = {"validation": splits.validation, "test": splits.test}
     assert check_no_leak(PassageStore.from_instances(splits.train), held_out) == 0
     schemas = {i.extraction.schema for i in splits.train if i.task == "EET_geneva"}

@@ -8,9 +8,11 @@ import logging
 
 import pytest
 
+from lightning_rag.data.candidates import BM25
+from lightning_rag.data.datamodule import RagDataModule
 from lightning_rag.data.readers.instruct_uie import InstructUie
 from lightning_rag.errors import DataError, UserError
-from lightning_rag.tasks.information_extraction import linearize
+from lightning_rag.tasks.information_extraction import InformationExtraction, linearize
 from lightning_rag.types import Mention
 
 SENTENCE = "Ann Lee left Lima for Rome ."
@@ -129,6 +131,34 @@ def test_an_event_an_instance(write):
     assert [i.extraction.trigger.mentions[0].text for i in train] == ["left", "Rome", "left"]
 
 
+def test_an_event_without_roles_asks_nothing(write):
+    events = [LEFT | {"type": "being", "arguments": []}, LEFT | {"arguments": [ROME]}]
+    root = write("EEA", [{"sentence": SENTENCE, "events": events}])
+    (instance,) = reader("EEA").read(root, seed=0).train
+    assert instance.answers == ("goal: Rome",)
+
+
+def test_all_tasks_as_the_data_of_a_run(write, tmp_path):
+    """The task accepts every instance, and queries get demonstrations of their own task."""
+    for task in RECORDS:
+        more = [{**RECORDS[task], "sentence": f"{SENTENCE} {number}"} for number in range(3)]
+        write(task, more)
+    data = RagDataModule(
+        reader=InstructUie("IE"),
+        task=InformationExtraction(),
+        first_stage=BM25(),
+        root=str(tmp_path),
+        num_candidates=2,
+        cache_dir=str(tmp_path / "cache"),
+    )
+    data.setup()
+    (batch,) = data.test_dataloader()
+    assert len(batch.instances) == 8
+    for instance, candidates in zip(batch.instances, batch.candidate_ids.tolist(), strict=True):
+        tasks = {data.store[row].instance.task for row in candidates}
+        assert tasks == {instance.task}
+
+
 def test_what_says_that_there_is_no_fact_is_left_out(write):
     empty = [ANN | {"type": ""}, ANN | {"type": "NA"}, ANN | {"name": " "}, ANN | {"name": ""}]
     records = [{"sentence": SENTENCE, "entities": [*empty, ANN]}]
@@ -230,6 +260,7 @@ def test_damaged_records(write, task, path, value, message):
     ("task", "labels", "message"),
     [
         ("NER", {"a": []}, r"labels\.json: field 'labels' is an object"),
+        ("RE", ["NA", ""], r"labels\.json: labels \['NA', ''\]; legal: at least one that is not"),
         ("NER", [], r"labels\.json: field 'labels' is a list, \[\]"),
         ("NER", ["place", "person", "place"], r"labels\.json: label 'place' stands there twice"),
         ("EET", ["going"], r"labels\.json: legal: a JSON object of event type: list of roles"),
