@@ -56,3 +56,25 @@ def test_the_prompt_alone_has_no_loss(plain):
         each = log_p.gather(1, whole[0, 1:, None])[:, 0]
         got = plain.log_likelihood([PROMPT], ["lazy dog"])
     torch.testing.assert_close(got[0], each[rows.shape[1] - 1 :].sum(), atol=1e-4, rtol=1e-5)
+
+
+def test_a_query_s_lead_comes_first_and_its_cue_last(plain):
+    query = Rendered("jumps over the fox: effect", {"lead": (0, 10), "cue": (20, 26)})
+    prompt = Prompt(query, PROMPT.passages)
+    lines = [line.strip() for line in read(plain, prompt).split("\n")]
+    assert lines == ["[CLS] jumps over lazy dog", "quick brown", "the fox: effect"]
+    no_passages = read(plain, Prompt(query))
+    assert no_passages == "[CLS] jumps over the fox: effect"
+    plain.tokenizer.chat_template = TEMPLATE
+    config = GeneratorConfig(architecture="decoder-only", chat_template=True)
+    chat = DecoderOnlyGenerator(plain.model, plain.tokenizer, config).eval()
+    assert read(chat, prompt).replace(" ", "").endswith("effect</s><assistant>")
+
+
+def test_a_long_prompt_keeps_lead_and_cue(plain):
+    query = Rendered("jumps over the fox the fox effect", {"lead": (0, 10), "cue": (27, 33)})
+    (row,) = plain._fit([Prompt(query, PROMPT.passages)], 4, 1, split=False)
+    text = plain.tokenizer.decode(plain._row(row[0]))
+    assert text.startswith("[CLS] jumps over")
+    assert text.endswith("effect")
+    assert row[0].truncated == 3  # two passages and the query

@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from lightning_rag.data.store import PassageStore, check_no_leak, exclusions
 from lightning_rag.errors import DataError, UserError
-from lightning_rag.types import Instance, Passage, Span
+from lightning_rag.types import Extraction, Fact, Instance, Mention, Passage, Span
 
 
 def instance(name: str, text: str, head=(0, 1), tail=(2, 3), label: str = "x") -> Instance:
@@ -67,6 +68,66 @@ def test_fingerprint_depends_on_everything_that_is_read():
     ]
     assert len({PassageStore(passages).fingerprint for passages in stores}) == len(stores)
     assert PassageStore([base]).fingerprint == PassageStore([base]).fingerprint
+
+
+def asked(trigger=None, kind="events", schema=("x", "y"), **fields) -> Instance:
+    """Return an instance of event extraction whose one fact is the mention `t`."""
+    facts = (Fact("x", (Mention("t", 0, 1, "T"),)),)
+    fields = {"text": "text", "answers": ("x: t",), **fields}
+    return Instance(id="a", extraction=Extraction(kind, schema, facts, trigger), **fields)
+
+
+def test_fingerprint_depends_on_what_is_extracted():
+    base = asked()
+    assert base.extraction is not None
+    trigger = Fact("e", (Mention("t"),))
+    facts = [
+        (),
+        (Fact("y", base.extraction.facts[0].mentions),),
+        (Fact("x", (Mention("t", 0, 1),)),),
+        (Fact("x", (Mention("t", None, None, "T"),)),),
+        (Fact("x", (Mention("t", 0, 1, "T"), Mention("t", 0, 1, "T"))),),
+        (*base.extraction.facts, trigger),
+    ]
+    instances = [
+        base,
+        Instance(id="a", text="text", answers=("x: t",)),
+        asked(task="NER_x"),
+        asked(held_out=True),
+        asked(task="NER_x", held_out=True),
+        asked(trigger),
+        asked(kind="entities"),
+        asked(schema=("x",)),
+        asked(schema=("x, y",)),
+        *(replace(base, extraction=replace(base.extraction, facts=f)) for f in facts),
+    ]
+    found = {PassageStore.from_instances([instance]).fingerprint for instance in instances}
+    assert len(found) == len(instances)
+
+
+def test_fingerprints_of_other_data_stay_as_they_were():
+    # computed before instances had tasks: caches of earlier runs stay valid
+    store = PassageStore.from_instances(TRAIN)
+    assert store.fingerprint == "4214bf9eb1cc9a643028d471b6333cadfdadc90c7b37a906d60a9ab363607e07"
+
+
+def test_records_of_other_tasks_and_triggers_are_no_leak():
+    text = "rebels hit and hit"
+
+    def event(name, word, start, task):
+        trigger = Fact("Attack", (Mention(word, start, None if start is None else start + 3),))
+        return replace(asked(trigger, "arguments", text=text, task=task), id=name)
+
+    store = PassageStore.from_instances([event("i1", "hit", 7, "EEA_x")])
+    others = [
+        event("i2", "hit", 15, "EEA_x"),
+        event("i3", "hit", 7, "EEA_y"),
+        event("i4", "hit", None, "EEA_x"),
+        replace(asked(text=text, task="EEA_x"), id="i5"),
+    ]
+    assert check_no_leak(store, {"test": others}) == len(others)
+    with pytest.raises(UserError, match=re.escape("i6 (= i1)")):
+        check_no_leak(store, {"test": [event("i6", "hit", 7, "EEA_x")]})
 
 
 def test_a_leak_by_id_stops_and_names_the_ids():

@@ -34,6 +34,14 @@ def test_renderings(task):
     assert dict(task.query(QUESTION).spans) == {}
 
 
+@pytest.mark.parametrize("tags", ["none", "untyped", "typed"])
+def test_a_reward_model_reads_the_answer_and_there_is_nothing_to_tag(task, tags):
+    assert task.tagged_query(QUESTION, tags).text == "Who wrote it? Émile Zola"
+    assert task.tagged_key(PASSAGE, tags) == task.key(PASSAGE)
+    with pytest.raises(ValueError, match="'q2' has no answer"):
+        task.tagged_query(Instance("q2", "Who?"), tags)
+
+
 def test_a_plain_passage_is_embedded_whole(task):
     assert task.slots == ()
     assert task.labelled_key(PASSAGE, "</s>") == task.key(PASSAGE)

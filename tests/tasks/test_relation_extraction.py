@@ -617,3 +617,39 @@ def read_by_generator(architecture, prompt, limit):
         generator.log_likelihood([prompt], ["per:title"])
     text = generator.tokenizer.decode(read[0], skip_special_tokens=True)
     return generator.truncated, text, len(read[0])
+
+
+def test_tagged_texts_have_mentions_as_keywords_and_the_label():
+    task, instance = prepared(target="clause"), make()
+    passage = Passage("p", instance.text, instance=instance)
+    label = task.target(instance)
+    for tags, sentence in (
+        ("none", "Bill lives in Hawaii."),
+        ("untyped", "<Keyword> Bill </Keyword> lives in <Keyword> Hawaii </Keyword>."),
+        ("typed", "<Keyword> person: Bill </Keyword> lives in <Keyword> city: Hawaii </Keyword>."),
+    ):
+        rendered = task.tagged_query(instance, tags)
+        assert rendered.text == f"{sentence} {label}"
+        assert rendered == task.tagged_key(passage, tags)
+        shown = {name: rendered.text[slice(*span)] for name, span in rendered.spans.items()}
+        assert shown["label"] == label
+        assert "Bill" in shown["head"]
+        assert "Hawaii" in shown["tail"]
+        assert ("<Keyword>" in shown["head"]) == (tags != "none")
+
+
+def test_tagged_mentions_that_overlap_are_one_keyword():
+    instance = replace(make(), head=Span(0, 10), tail=Span(5, 13))
+    rendered = prepared().tagged_query(instance, "untyped")
+    assert rendered.text.startswith("<Keyword> Bill lives in </Keyword> Hawaii. ")
+    assert rendered.spans["head"] == rendered.spans["tail"] == (0, 34)
+
+
+def test_tagged_texts_without_label_or_mentions():
+    task = prepared()
+    assert task.tagged_key(Passage("p", "plain"), "typed").text == "plain"
+    for tags in ("none", "untyped"):
+        with pytest.raises(ValueError, match="'i1' has no label"):
+            task.tagged_query(make(label=None), tags)
+    with pytest.raises(ValueError, match="lacks the span"):
+        task.tagged_query(replace(make(), tail=None), "untyped")
