@@ -1,0 +1,158 @@
+"""Scores of a query's candidates by models that read its gold answer: generator, reward model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lightning_rag.backbones.cross_encoder import CrossEncoder
+from lightning_rag.backbones.generator import Generator
+from lightning_rag.data.store import PassageStore
+from lightning_rag.errors import UserError
+from lightning_rag.tasks.base import Task
+from lightning_rag.tasks.keywords import Tags
+from lightning_rag.types import Instance, Passage, Prompt, RagBatch, Rendered
+
+READ_AT_ONCE = 128  # pairs that the reward model reads without gradient, as in the released code
+
+
+def generator_scores(
+    generator: Generator,
+    task: Task,
+    store: PassageStore,
+    batch: RagBatch,
+    wanted: Tensor,
+    tags: Tags = "none",
+) -> Tensor:
+    """Score candidates by how likely the gold answer is with each as the only demonstration.
+
+    The score is (1 / T) sum_t log p(y_t | candidate, query, y_<t) over the T tokens of the answer
+    and its end; RUIE's released code counts T on the answer alone, and can so score tokens of the
+    prompt (spec, section 16, 6).
+
+    Args:
+        generator: the model, which does not learn.
+        task: renders the prompts.
+        store: the passage store.
+        batch: B queries with N candidates.
+        wanted: (B, N) bool, the candidates to score.
+        tags: how keywords are tagged in query and candidate, as in the released code; "none" reads
+            what the generator reads when it answers.
+
+    Returns:
+        (B, N) float32, in nats per token, NaN where not wanted.
+
+    Raises:
+        UserError: a query without answer.
+    """
+    check_answers(batch)
+    sources = [_source(task, instance, tags) for instance in batch.instances]
+    targets = [task.target(instance) for instance in batch.instances]
+    owners, rows = wanted.nonzero()[:, 0].tolist(), batch.candidate_ids[wanted].tolist()
+    shown = {row: _shown(task, store[row], tags) for row in set(rows)}
+    scores = batch.candidate_scores.new_full(wanted.shape, torch.nan)
+    if rows:
+        found = generator.score(
+            [Prompt(sources[n], (shown[row],)) for n, row in zip(owners, rows, strict=True)],
+            [targets[n] for n in owners],
+            reduction="mean",
+        )
+        scores[wanted] = found.to(scores)
+    return scores
+
+
+@torch.no_grad()
+def reward_scores(
+    reward: CrossEncoder,
+    task: Task,
+    store: PassageStore,
+    batch: RagBatch,
+    wanted: Tensor,
+    tags: Tags,
+) -> Tensor:
+    """Score candidates by a reward model, without gradient, pairs of similar length together.
+
+    Args:
+        reward: the model.
+        task: renders query and candidate.
+        store: the passage store.
+        batch: B queries with N candidates.
+        wanted: (B, N) bool, the candidates to score.
+        tags: how keywords are tagged.
+
+    Returns:
+        (B, N) float32 logits, NaN where not wanted.
+
+    Raises:
+        UserError: a query without answer.
+    """
+    check_answers(batch)
+    owners, rows = wanted.nonzero()[:, 0].tolist(), batch.candidate_ids[wanted].tolist()
+    queries, passages = tagged_pairs(task, store, batch, owners, rows, tags)
+    lengths = [len(q.text) + len(p.text) for q, p in zip(queries, passages, strict=True)]
+    order = sorted(range(len(lengths)), key=lambda i: lengths[i], reverse=True)
+    logits = batch.candidate_scores.new_zeros(len(order))
+    for start in range(0, len(order), READ_AT_ONCE):
+        some = order[start : start + READ_AT_ONCE]
+        found = reward([queries[i] for i in some], [passages[i] for i in some])
+        logits[some] = found.to(logits)
+    scores = batch.candidate_scores.new_full(wanted.shape, torch.nan)
+    scores[wanted] = logits
+    return scores
+
+
+def tagged_pairs(
+    task: Task,
+    store: PassageStore,
+    batch: RagBatch,
+    owners: Sequence[int],
+    rows: Sequence[int],
+    tags: Tags,
+) -> tuple[list[Rendered], list[Rendered]]:
+    """Return what a reward model reads of C pairs.
+
+    Args:
+        task: renders them.
+        store: the passage store.
+        batch: the queries.
+        owners: C places of queries in the batch.
+        rows: C rows of the store.
+        tags: how keywords are tagged.
+
+    Returns:
+        C queries, with their answers, and C passages.
+    """
+    queries = {n: task.tagged_query(batch.instances[n], tags) for n in set(owners)}
+    passages = {row: task.tagged_key(store[row], tags) for row in set(rows)}
+    return [queries[n] for n in owners], [passages[row] for row in rows]
+
+
+def check_answers(batch: RagBatch) -> None:
+    """Refuse queries without gold answer.
+
+    Raises:
+        UserError: naming the first of them.
+    """
+    for instance in batch.instances:
+        if not instance.answers:
+            raise UserError(
+                f"instance {instance.id!r} has no answer, which the reward model and the "
+                "generator's preference read; legal: model.ranker: retriever or first_stage"
+            )
+
+
+def _source(task: Task, instance: Instance, tags: Tags) -> Rendered:
+    """Return what the generator reads of a query."""
+    if tags == "none":
+        return task.source(instance)
+    tagged = task.tagged_query(instance, tags)
+    end = len(tagged.text.removesuffix(task.target(instance)).rstrip())
+    spans = {name: span for name, span in tagged.spans.items() if span[1] <= end}
+    return Rendered(tagged.text[:end], spans)
+
+
+def _shown(task: Task, passage: Passage, tags: Tags) -> Rendered:
+    """Return what the generator reads of a candidate."""
+    return task.passage(passage) if tags == "none" else task.tagged_key(passage, tags)
