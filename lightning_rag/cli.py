@@ -142,8 +142,8 @@ class RagCLI(LightningCLI):
                 )
             if self.subcommand == "fit" and not config.ckpt_path:
                 _check_folder(folder, config)
-                callbacks.append(Replace(folder))
-        callbacks += [CostLedger(), PhaseSchedule(folder / "checkpoints")]
+                callbacks.append(Replace(folder, estimates=config.overwrite))
+        callbacks += [CostLedger(), PhaseSchedule(folder / "checkpoints", _flat(config))]
         callbacks += [IndexRefresh(), Evaluator()]
         if not rehearsed:
             callbacks += [PredictionWriter(folder), RunFiles(folder, _flat(config))]
@@ -196,10 +196,16 @@ class Replace(Callback):
 
     Args:
         folder: the run's folder.
+        estimates: also what it has found within an estimate, so that it is found anew. Otherwise a
+            run that was killed before its first checkpoint is started again and goes on from there.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.stale = [path for path in folder.rglob("*") if path.is_file()]
+    def __init__(self, folder: Path, *, estimates: bool) -> None:
+        self.stale = [
+            path
+            for path in folder.rglob("*")
+            if path.is_file() and (estimates or folder / "estimates" not in path.parents)
+        ]
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Remove the files that were there before; `RunConfig` replaces its own."""

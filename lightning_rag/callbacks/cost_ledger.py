@@ -67,6 +67,10 @@ class CostLedger(Callback):
         for memory, size in _peak_memory().items():
             book[memory] = max(book.get(memory, 0.0), size)
 
+    def credit(self, seconds: float) -> None:
+        """Book seconds besides with the next `book`: a former process spent them on the same."""
+        self._since -= seconds
+
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: RagBatch, batch_idx: int
     ) -> None:

@@ -18,6 +18,7 @@ from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
 from lightning_rag.callbacks.checkpoints import save_checkpoint
 from lightning_rag.callbacks.cost_ledger import booked
+from lightning_rag.callbacks.estimate_shards import EstimateShards, Meter, manifest_of
 from lightning_rag.errors import UserError
 from lightning_rag.methods.base import Method, as_method
 from lightning_rag.methods.phase import series_of
@@ -26,6 +27,7 @@ from lightning_rag.types import RagBatch
 log = logging.getLogger(__name__)
 
 TELL_EVERY = 60.0  # seconds between two lines of an estimate that has no progress bar
+SHARD_SECONDS = 60.0  # between two shards of an estimate: so much of it a kill can cost
 
 
 @dataclass
@@ -66,15 +68,24 @@ class PhaseSchedule(Callback):
     run's folder; those of an earlier phase, and of each phase of a series, are
     `checkpoints/<phase>-best.ckpt`.
 
+    While an estimate runs, its finished batches are written to `estimates/<phase>/` beside the
+    checkpoints. A run that was killed within it, and is resumed or started again, reads them and
+    goes on, with the same result to the bit. They are removed as soon as a checkpoint has the bank.
+
     Args:
         folder: the run's folder of checkpoints.
+        settings: the run's configuration, flat: batches found under another one are not used.
 
     Attributes:
+        shard_seconds: least time between two files of an estimate.
         estimates: what the phases' summaries said of their estimates, by phase.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, settings: Mapping[str, object] | None = None) -> None:
         self.folder = folder
+        self.settings = dict(settings or {})
+        self.shard_seconds = SHARD_SECONDS
+        self.superseded: list[str] = []  # phases whose shards the last checkpoint replaces
         self.begun = False
         self.start_epoch = 0
         self.best = Best()  # of the phase
@@ -102,9 +113,16 @@ class PhaseSchedule(Callback):
         self.holds = state_dict["holds"]
         self.estimates = state_dict["estimates"]
 
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Note whose shards are not needed once this checkpoint, with the bank, is written."""
+        self.superseded = self._estimated(as_method(pl_module))
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Freeze and unfreeze as the phase says; a finished run stops at once."""
         method = as_method(pl_module)
+        self.superseded = self._estimated(method)  # a resumed run has their bank
         if method.finished:
             log.info("all phases of this run are finished")
             trainer.should_stop = True
@@ -117,6 +135,7 @@ class PhaseSchedule(Callback):
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin the phase if that was not done yet."""
+        self._remove_superseded(trainer)
         if not self.begun:
             self._begin(trainer, as_method(pl_module))
 
@@ -124,6 +143,7 @@ class PhaseSchedule(Callback):
         self, trainer: Trainer, pl_module: LightningModule, batch: RagBatch, batch_idx: int
     ) -> None:
         """Go on within the epoch when the steps of a phase, or its patience, are used up."""
+        self._remove_superseded(trainer)
         method = as_method(pl_module)
         if self._steps_done(method) or self._tired(method):
             # Not when the last step ends: a validation after it still judges this phase.
@@ -179,8 +199,11 @@ class PhaseSchedule(Callback):
             self._compare(trainer, method)
             self._load(trainer, method, self.best_of_series.file)
         path = self.folder / "best.ckpt"
-        if not trainer.fast_dev_run and not path.exists():  # type: ignore[attr-defined]
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        if not path.exists():
             save_checkpoint(trainer, path, resumable=False)
+        shutil.rmtree(self._shard_folder(), ignore_errors=True)
 
     def _steps_done(self, method: Method) -> bool:
         steps = method.phase.steps
@@ -224,19 +247,61 @@ class PhaseSchedule(Callback):
         shown = tqdm(batches, desc=f"Estimate {phase.name}", disable=hidden, leave=False)
         context, told = trainer.precision_plugin.forward_context(), time.monotonic()
         with booked(method, "estimate"), torch.no_grad(), context:
+            shards, meter = None if rehearsed else self._shards(trainer, method), Meter(method)
+            done = self._restore(method, shards, meter) if shards is not None else set()
             for index, batch in enumerate(shown):
+                if index in done:
+                    continue
                 torch.manual_seed(
                     (method.data.seed * 1009 + method.phase_index) * 1_000_003 + index
                 )
                 batch = batch.to(method.device)
-                method.bank.put(batch.rows, phase.estimate(batch), size)
+                values = phase.estimate(batch)
+                method.bank.put(batch.rows, values, size)
+                if shards is not None:
+                    shards.add(index, batch.rows, values, meter.lap())
                 if hidden and time.monotonic() - told >= TELL_EVERY:
                     told = time.monotonic()
                     log.info(
                         "phase %r: estimate, batch %d of %d", phase.name, index + 1, len(shown)
                     )
+            if shards is not None:
+                shards.flush()
             if phase.summarize is not None:
                 self._report(trainer, phase.name, phase.summarize(method.bank.tensors))
+
+    def _shards(self, trainer: Trainer, method: Method) -> EstimateShards:
+        """Return the files of the current phase's estimate."""
+        folder = self._shard_folder() / method.phase.name
+        manifest = manifest_of(trainer, method, self.settings)
+        return EstimateShards(folder, manifest, self.shard_seconds)
+
+    def _restore(self, method: Method, shards: EstimateShards, meter: Meter) -> set[int]:
+        """Take what a killed run has found of this estimate; return the numbers of its batches."""
+        done: set[int] = set()
+        for shard in shards.read():
+            method.bank.put(shard.rows, shard.values, len(method.data.splits.train))
+            meter.credit(shard.spent)
+            done.update(shard.batches)
+        if done:
+            name = method.phase.name
+            log.info("phase %r: estimate goes on, %d batches were found", name, len(done))
+        return done
+
+    def _shard_folder(self) -> Path:
+        """Return where the shards of all phases lie."""
+        return self.folder.parent / "estimates"
+
+    def _estimated(self, method: Method) -> list[str]:
+        """Return the names of the phases whose estimate is over."""
+        return [phase.name for phase in method.schedule[: method.phase_index + self.begun]]
+
+    def _remove_superseded(self, trainer: Trainer) -> None:
+        """Remove the shards of the phases whose estimate is over and in a checkpoint, if needed."""
+        names, self.superseded = self.superseded, []
+        if not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            for name in names:
+                shutil.rmtree(self._shard_folder() / name, ignore_errors=True)
 
     def _report(self, trainer: Trainer, phase: str, figures: Mapping[str, float]) -> None:
         """Log what the summary of an estimate says, and keep it for `summary.json`."""
