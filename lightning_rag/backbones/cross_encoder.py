@@ -47,9 +47,11 @@ class CrossEncoder(Backbone):
     ) -> None:
         super().__init__(model, tokenizer, config)
         check_length("max_length", config.max_length, model)
-        # A model without token types has no parameter for them, or only one row of embeddings.
+        # A model without token types has no parameter for them, or only one row of embeddings; one
+        # that was trained without has a tokeniser that gives none.
         self._segments = (
             config.token_types
+            and "token_type_ids" in tokenizer.model_input_names
             and "token_type_ids" in inspect.signature(model.forward).parameters
             and getattr(model.config, "type_vocab_size", 0) > 1
         )

@@ -14,7 +14,8 @@ from lightning_rag.backbones.backbone import Backbone, check_length
 from lightning_rag.backbones.config import EncoderConfig, Role
 from lightning_rag.backbones.inputs import Padded, Row, tokenize
 from lightning_rag.backbones.prepare import prepare
-from lightning_rag.backbones.sources import load_model, load_tokenizer
+from lightning_rag.backbones.sentence_folder import read_folder
+from lightning_rag.backbones.sources import load_model, load_tokenizer, resolve
 from lightning_rag.backbones.tiny import tiny_encoder, train_tokenizer
 from lightning_rag.backbones.truncation import Piece, inside
 from lightning_rag.errors import UserError
@@ -270,6 +271,7 @@ def build_encoder(config: EncoderConfig, corpus: Iterable[str]) -> Encoder:
         model = tiny_encoder(config.tiny, tiny)
         prepare(model, tiny, config)
         return Encoder(model, tiny, config)
+    config = read_folder(resolve(config.source), config)
     tokenizer = load_tokenizer(config.source, trust_remote_code=config.trust_remote_code)
     model = load_model(
         config.source,

@@ -45,7 +45,11 @@ def _add_tokens(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: EncoderConfig
 ) -> None:
     """Give the tokeniser words that it keeps whole, and the model rows for them."""
-    tokenizer.add_tokens(list(config.extra_tokens))
+    from transformers import AddedToken
+
+    # As they stand in the text, before a tokeniser lowers its case.
+    words = [AddedToken(word, normalized=False) for word in config.extra_tokens]
+    tokenizer.add_tokens(words)
     rows: int = model.config.vocab_size
     if config.source == "tiny":
         # Not by the tokeniser's size, which follows from the corpus: a checkpoint must fit.

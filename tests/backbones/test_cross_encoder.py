@@ -1,3 +1,5 @@
+import dataclasses
+
 import pytest
 import torch
 from transformers import (
@@ -66,6 +68,32 @@ def test_token_types_tell_query_and_passage_apart(cross_encoder):
     types = cross_encoder.model.bert.embeddings.token_type_embeddings.weight
     types.copy_(types.flip(0))
     assert not torch.allclose(cross_encoder(rendered(["the fox"]), rendered(["the dog"])), there)
+
+
+@torch.no_grad()
+def test_token_types_can_be_left_out(cross_encoder):
+    """As RUIE's reward model reads its pairs, which are ELECTRA's without token types."""
+    config = dataclasses.replace(cross_encoder.config, token_types=False)
+    without = CrossEncoder(cross_encoder.model, cross_encoder.tokenizer, config)
+    got = without(rendered(QUERIES), rendered(PASSAGES))
+    expected = plain_logits(without, QUERIES, PASSAGES, return_token_type_ids=False)
+    torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(got, cross_encoder(rendered(QUERIES), rendered(PASSAGES)), atol=1e-3)
+
+
+@torch.no_grad()
+def test_a_tokenizer_without_token_types_says_that_the_model_learned_without(
+    cross_encoder, tmp_path
+):
+    cross_encoder.model.save_pretrained(tmp_path)
+    tokenizer = cross_encoder.tokenizer
+    tokenizer.init_kwargs["model_input_names"] = ["input_ids", "attention_mask"]
+    tokenizer.model_input_names = ["input_ids", "attention_mask"]
+    tokenizer.save_pretrained(tmp_path)
+    built = build_cross_encoder(EncoderConfig(source=str(tmp_path), max_length=64), []).eval()
+    got = built(rendered(QUERIES), rendered(PASSAGES))
+    expected = plain_logits(built, QUERIES, PASSAGES)
+    torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
 
 
 MODELS = {
@@ -197,6 +225,37 @@ def test_spans_survive_truncation(cross_encoder):
 def test_gradient_reaches_every_weight(cross_encoder):
     cross_encoder(rendered(QUERIES), rendered(PASSAGES)).sum().backward()
     assert [name for name, p in cross_encoder.named_parameters() if p.grad is None] == []
+
+
+@pytest.mark.parametrize(("chunk", "dropout"), [(1, 0.0), (5, 0.0), (8, 0.3), (16, 0.3), (50, 0.3)])
+def test_gradients_in_chunks_are_those_of_the_whole_batch(corpus, chunk, dropout):
+    torch.manual_seed(0)
+    tiny = dataclasses.replace(TINY, dropout=dropout)
+    cross_encoder = larger(build_cross_encoder(EncoderConfig(tiny=tiny), corpus)).train()
+    queries, passages = rendered(QUERIES * 4), rendered(PASSAGES * 2 + PASSAGES[::-1] * 2)
+    found = []
+    for size in (None, chunk):
+        cross_encoder.config = dataclasses.replace(cross_encoder.config, encode_chunk=size)
+        cross_encoder.zero_grad()
+        torch.manual_seed(7)
+        kept = 0
+
+        def pack(tensor):
+            nonlocal kept
+            kept += tensor.numel()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            scores = cross_encoder(queries, passages)
+        scores.view(4, 5).logsumexp(dim=1).sum().backward()
+        grads = {n: p.grad.clone() for n, p in cross_encoder.named_parameters()}
+        found.append((scores.detach(), grads, cross_encoder.tokens, kept))
+    (expected, old, tokens, whole), (got, new, both, kept) = found
+    assert both == 2 * tokens
+    torch.testing.assert_close(got, expected, atol=1e-6, rtol=1e-6)
+    for name, gradient in old.items():
+        torch.testing.assert_close(new[name], gradient, atol=1e-6, rtol=1e-5, msg=name)
+    assert (kept < whole / 50) == (chunk < len(queries))
 
 
 def test_a_tiny_model_learns_which_passage_repeats_the_query(corpus):

@@ -1,8 +1,11 @@
+import dataclasses
+
 import pytest
 import torch
 
+from lightning_rag.backbones.backbone import Backbone
 from lightning_rag.backbones.config import EncoderConfig, TinyConfig
-from lightning_rag.backbones.encoder import build_encoder
+from lightning_rag.backbones.encoder import CPU_GROUP, build_encoder
 from lightning_rag.errors import UserError
 from lightning_rag.types import Rendered
 
@@ -127,6 +130,153 @@ def test_a_checkpoint_brings_the_tokenizer_of_a_tiny_model(encoder, tmp_path):
     assert other.fingerprint() == encoder.fingerprint()
     text = [Rendered("alba borks cimo")]
     assert torch.equal(other(text), encoder(text))
+
+
+E5 = {"query_prefix": "query: ", "passage_prefix": "passage: "}
+
+
+@torch.no_grad()
+def test_a_role_puts_its_prefix_before_the_text(encoder):
+    encoder.config = dataclasses.replace(encoder.config, **E5)
+    texts = [Rendered("the fox"), Rendered("alba borks cimo")]
+    for role, prefix in (("query", "query: "), ("passage", "passage: "), ("none", "")):
+        expected = torch.stack([states(encoder, prefix + t.text)[0].mean(dim=0) for t in texts])
+        got = encoder(texts, role)
+        torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(encoder.encode(texts, 1, role=role), got, atol=1e-5, rtol=1e-5)
+    assert torch.equal(encoder(texts), encoder(texts, "none"))
+    assert encoder.config.query_prefix == "query: "
+
+
+@torch.no_grad()
+def test_spans_move_with_the_prefix(encoder):
+    encoder.config = dataclasses.replace(encoder.config, **E5)
+    text = Rendered("the quick fox", {"verb": (4, 9)})
+    hidden, offsets = states(encoder, "passage: the quick fox")
+    inside = [i for i, (a, b) in enumerate(offsets) if a < 18 and b > 13]
+    got = encoder.spans([text], ["verb"], "passage")
+    torch.testing.assert_close(got[0, 0], hidden[inside].mean(dim=0), atol=1e-5, rtol=1e-5)
+    assert torch.equal(encoder.encode([text], 1, ["verb"], "passage"), got)
+    assert not torch.allclose(encoder.spans([text], ["verb"]), got)
+    assert text.spans == {"verb": (4, 9)}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("spans", [{}, {"head": (len("the lazy dog " * 3), -1)}])
+def test_a_prefix_survives_truncation(encoder, spans):
+    encoder.config = dataclasses.replace(encoder.config, **E5, max_length=12)
+    text = "the lazy dog " * 3 + "alba"
+    marked = Rendered(text, {name: (start, len(text)) for name, (start, _) in spans.items()})
+    seen = []
+
+    def note(module, args, kwargs):
+        seen.append(encoder.tokenizer.decode(kwargs["input_ids"][0], skip_special_tokens=True))
+
+    encoder.model.register_forward_pre_hook(note, with_kwargs=True)
+    encoder([marked], "query")
+    assert encoder.truncated == 1
+    assert seen[0].strip().startswith("query:")
+    assert ("alba" in seen[0]) == bool(spans)
+    encoder.config.max_length = 5
+    if spans:
+        with pytest.raises(UserError, match=r"need \d+ tokens, the limit leaves 3"):
+            encoder.check([marked], [], "query")
+
+
+def gradients(encoder, chunk, embed):
+    """Gradients of a loss that depends on all vectors, the vectors, and the bytes kept for it."""
+    encoder.config = dataclasses.replace(encoder.config, encode_chunk=chunk)
+    encoder.zero_grad()
+    kept = 0
+
+    def pack(tensor):
+        nonlocal kept
+        kept += tensor.numel() * tensor.element_size()
+        return tensor
+
+    torch.manual_seed(7)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        vectors = embed(encoder)
+    loss = torch.logsumexp(3 * vectors.flatten(1) @ vectors.flatten(1).T, dim=1).sum()
+    loss.backward()
+    return {n: p.grad.clone() for n, p in encoder.named_parameters()}, vectors.detach(), kept
+
+
+TEXTS = [
+    Rendered("dog " * (1 + i * 7 % 5) + "alba", {"head": (0, 3), "tail": (4, 7)}) for i in range(19)
+]
+WAYS = {
+    "texts": lambda encoder: encoder(TEXTS),
+    "spans": lambda encoder: encoder.spans(TEXTS, ["tail", "head"]),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    ("chunk", "dropout"), [(1, 0.0), (5, 0.0), (CPU_GROUP, 0.3), (2 * CPU_GROUP, 0.3), (50, 0.3)]
+)
+def test_gradients_in_chunks_are_those_of_the_whole_batch(corpus, way, chunk, dropout):
+    """Dropout too: the second forward pass of a chunk has the masks of the first."""
+    torch.manual_seed(0)
+    tiny = TinyConfig(vocab_size=400, hidden_size=32, heads=2, dropout=dropout)
+    encoder = build_encoder(EncoderConfig(tiny=tiny), corpus).train()
+    expected, vectors, whole = gradients(encoder, None, WAYS[way])
+    tokens = encoder.tokens
+    got, same, kept = gradients(encoder, chunk, WAYS[way])
+    assert encoder.tokens == 2 * tokens
+    torch.testing.assert_close(same, vectors, atol=1e-6, rtol=1e-6)
+    for name, gradient in expected.items():
+        torch.testing.assert_close(got[name], gradient, atol=1e-6, rtol=1e-5, msg=name)
+        assert gradient.abs().max() > 0 or "key.bias" in name
+    if chunk < len(TEXTS):  # only the vectors are kept, and what gathers them
+        assert kept < whole / 50
+    else:
+        assert kept == whole
+
+
+@torch.no_grad()
+def test_without_gradient_there_are_no_chunks(encoder):
+    expected = encoder(TEXTS)
+    calls = []
+    encoder.model.register_forward_hook(lambda *_: calls.append(1))
+    encoder.config = dataclasses.replace(encoder.config, encode_chunk=1)
+    assert torch.equal(encoder(TEXTS), expected)
+    assert len(calls) == -(-len(TEXTS) // CPU_GROUP)
+
+
+def test_fingerprint_knows_what_outputs_depend_on(corpus):
+    """New settings leave the fingerprints of old runs as they are, and their caches valid."""
+    built = {}
+    changes = {
+        "default": {},
+        "chunk": {"encode_chunk": 4},
+        "frozen": {"freeze_positions": True},
+        "query": {"query_prefix": "query: "},
+        "passage": {"passage_prefix": "query: "},
+        "types": {"token_types": False},
+        "tokens": {"extra_tokens": ["<K>"]},
+    }
+    for name, change in changes.items():
+        torch.manual_seed(0)
+        encoder: Backbone = build_encoder(EncoderConfig(tiny=TINY, **change), corpus)
+        built[name] = encoder.fingerprint()
+    assert built["chunk"] == built["frozen"] == built["default"]
+    assert len(set(built.values())) == 5
+    old = ("source", "pooling", "max_length", "normalize", "tiny", "trust_remote_code", "dtype")
+    assert tuple(EncoderConfig().identity()) == old
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"encode_chunk": 0}, "encode_chunk is 0; legal: 1 or more, or null"),
+        ({"extra_tokens": ["<K>", "<K>"]}, "extra_tokens is .* legal: words that are not empty"),
+        ({"extra_tokens": [" "]}, "extra_tokens is .* legal: words that are not empty"),
+    ],
+)
+def test_settings_that_mean_nothing(settings, message):
+    with pytest.raises(UserError, match=message):
+        EncoderConfig(**settings)
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,16 @@ def test_the_farthest_tokens_go_first():
     assert piece(10, [(1, 2), (8, 9)]).cut(6).ids == [0, 1, 2, 7, 8, 9]
 
 
+def test_the_start_may_be_kept_too():
+    """Its characters, and then the tokens nearest to the spans, as if it were not there."""
+    assert piece(10, [(6, 8)]).cut(6, first=3).ids == [0, 1, 5, 6, 7, 8]
+    assert piece(10, [(0, 1), (8, 9)]).cut(4, first=4).ids == [0, 1, 7, 8]
+    assert piece(10).cut(4, first=4).ids == [0, 1, 2, 3]
+    assert piece(4).cut(4, first=8).ids == [0, 1, 2, 3]
+    with pytest.raises(UserError, match=r"need 4 tokens, the limit leaves 3"):
+        piece(10, [(6, 8)]).cut(3, first=3)
+
+
 def test_random_cuts_against_the_definition():
     rng = random.Random(0)
     for _ in range(300):
