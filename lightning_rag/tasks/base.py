@@ -66,7 +66,11 @@ class Task(ABC):
 
     @abstractmethod
     def key(self, passage: Passage) -> Rendered:
-        """Return what a retriever reads of a passage; the label is never in it."""
+        """Return what a retriever reads of a passage.
+
+        A demonstration's label is not in it, except where labels are what the task retrieves by
+        (`InformationExtraction`).
+        """
 
     def labelled_key(self, passage: Passage, separator: str) -> Rendered:
         """Return what a retriever of labelled instances reads of one.

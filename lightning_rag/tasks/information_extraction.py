@@ -13,7 +13,15 @@ from lightning_rag.errors import UserError
 from lightning_rag.metrics.spans import ExtractionF1, clean_facts, says_nothing
 from lightning_rag.tasks.base import Task, as_rows, collect, is_blank, retrieval_metrics
 from lightning_rag.tasks.keywords import Tags
-from lightning_rag.tasks.records import CUE, NOTHING, fact_text, instruction, join, record
+from lightning_rag.tasks.records import (
+    CUE,
+    NOTHING,
+    fact_text,
+    instruction,
+    join,
+    record,
+    spell_labels,
+)
 from lightning_rag.types import Extraction, Fact, Instance, Passage, Rendered
 
 MENTIONS: Mapping[str, int] = {"entities": 1, "relations": 2, "events": 1, "arguments": 1}
@@ -199,13 +207,15 @@ class InformationExtraction(Task):
         Parts have empty lines between them. It is the first from which a fact of the schema can be
         read or that says that there is none, else the last one. So neither an introduction hides an
         answer nor a further record that a model without instructions goes on with. The released
-        code takes the last part, and stops most models at the first empty line.
+        code takes the last part, and stops most models at the first empty line. Labels come back as
+        the schema spells them (`records.spell_labels`); names as they were written, so that the
+        official scorer misses those in which a tokeniser lost a space.
         """
         extraction = _asked(instance)
         parts = [part.strip().removeprefix(CUE).strip() for part in _parts(output)]
         for part in parts:
             if says_nothing(part) or clean_facts(part, extraction.schema, extraction.kind):
-                return part
+                return spell_labels(part, extraction.schema)
         return parts[-1] if parts else ""
 
     def matches(self, instance: Instance, passage: Passage) -> bool:

@@ -24,9 +24,9 @@ def locate(text: str, mentions: Iterable[Mention], *, parity: bool = False) -> l
 
     A mention whose place is known and holds its text stands there. Any other (no place, or one that
     holds something else) stands where its text first occurs as a word of its own and nothing else
-    is placed yet, longer ones first: repeated mentions are found one after the other, and `York`
-    in `New York … York` is the second one. Where only covered occurrences are left it is the first of them; a mention
-    that does not occur is left out.
+    is placed yet, longer ones first: repeated mentions are found one after the other, and `York` in
+    `New York … York` is the second one. Where only covered occurrences are left it is the first of
+    them; a mention that does not occur is left out.
 
     Args:
         text: the sentence.

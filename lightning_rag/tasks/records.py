@@ -11,7 +11,9 @@ layout is the published one (spec section 2, after the released code), the instr
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
+from functools import lru_cache
 
 from lightning_rag.tasks.keywords import Tags, locate, tag
 from lightning_rag.types import Extraction, ExtractionKind, Fact, Mention, Rendered
@@ -29,6 +31,7 @@ _FORMS: Mapping[ExtractionKind, tuple[str, str, str]] = {
     "events": ("all events", "event type", "trigger word"),
     "arguments": ("the arguments of the given event", "role", "argument"),
 }
+SCHEMAS_KEPT = 4096  # distinct schemas whose patterns stay in memory
 CUE = "Output:"
 NOTHING = "None"
 
@@ -112,6 +115,47 @@ def keywords(extraction: Extraction) -> list[Mention]:
         # one entity of several relations is one mention
         return list(dict.fromkeys(mention for fact in facts for mention in fact.mentions))
     return [Mention(m.text, m.start, m.end, fact.type) for fact in facts for m in fact.mentions]
+
+
+def spell_labels(output: str, schema: tuple[str, ...]) -> str:
+    """Write the labels of a generated answer as the schema does, each with its colon.
+
+    An uncased WordPiece tokeniser gives `per : title : boss` where `per:title: boss` was learned.
+    The words behind a label stay as they are.
+
+    Args:
+        output: the answer; facts begin its lines or follow a ";".
+        schema: the labels.
+    """
+    labels, pattern = _spellings(schema)
+
+    def spelled(match: re.Match[str]) -> str:
+        # some letters are equal up to case without a common lower case, such as the long s
+        label = labels.get(_joined(match[2].lower(), " ", ""), match[2])
+        return f"{match[1]}{' ' if match[1] == ';' else ''}{label}: "
+
+    return pattern.sub(spelled, output)
+
+
+@lru_cache(maxsize=SCHEMAS_KEPT)
+def _spellings(schema: tuple[str, ...]) -> tuple[Mapping[str, str], re.Pattern[str]]:
+    """Return what stands for each label, and the pattern of one at the beginning of a fact."""
+    labels: dict[str, str] = {}
+    for label in sorted(schema, key=len, reverse=True):
+        labels.setdefault(_joined(label.lower(), " ", ""), label)
+    spaced = "|".join(_joined(label, r"\s+", r"\s*", escape=True) for label in labels)
+    return labels, re.compile(rf"(^|[;\n])\s*({spaced})\s*:\s*", re.IGNORECASE)
+
+
+def _joined(label: str, words: str, marks: str, *, escape: bool = False) -> str:
+    """Return a label with `words` between two words and `marks` beside punctuation."""
+    parts = re.findall(r"[^\W_]+|\S", label)
+    joined = ""
+    for before, part in zip(["", *parts], parts, strict=False):
+        if before:
+            joined += words if before[-1].isalnum() and part[0].isalnum() else marks
+        joined += re.escape(part) if escape else part
+    return joined
 
 
 def _one_line(text: str) -> str:

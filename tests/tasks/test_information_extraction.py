@@ -1,4 +1,5 @@
 import random
+import re
 from dataclasses import replace
 
 import pytest
@@ -8,7 +9,7 @@ from lightning_rag.backbones.config import GeneratorConfig
 from lightning_rag.backbones.factory import build_generator
 from lightning_rag.errors import UserError
 from lightning_rag.tasks.information_extraction import InformationExtraction, linearize
-from lightning_rag.tasks.records import TASK_NAMES
+from lightning_rag.tasks.records import TASK_NAMES, spell_labels
 from lightning_rag.types import (
     Extraction,
     Fact,
@@ -233,6 +234,7 @@ def test_labels_with_brackets_commas_and_regex_characters_are_read_back(kind):
         ("person: Ann Lee\n \nTask: Relation extraction\nOutput: None", "person: Ann Lee"),
         ("None.\n\nperson: Ann Lee", "None."),
         ("Output: person: Ann Lee", "person: Ann Lee"),
+        ("PERSON : ann lee ;location: lima", "person: ann lee ; location: lima"),
         ("one\n\ntwo\n", "two"),
         ("", ""),
         ("\n \n", ""),
@@ -240,6 +242,19 @@ def test_labels_with_brackets_commas_and_regex_characters_are_read_back(kind):
 )
 def test_parsing_takes_the_part_that_answers(output, answer):
     assert InformationExtraction().parse(output, make()) == answer
+
+
+def test_labels_are_spelled_as_in_the_schema_and_names_as_written():
+    schema = ("per:title", "per", "born in", "A (b)", "DATE_OF", "C-D(e1,e2)", "c++", "1.5")
+    wordpiece = re.compile(r"([^\w\s]|_)")
+    for label in schema:
+        for written in (label, label.upper(), wordpiece.sub(r" \1 ", label).lower()):
+            for lead in ("", "per: x . y; ", "A (b): z\n"):
+                got = spell_labels(f"{lead}{written} : O ' Neil, Per : x", schema)
+                assert got == f"{lead}{label}: O ' Neil, Per : x"
+    for other in ("bornin: x", "the per: x", "xper: y", "per x: y", "peers: x"):
+        assert spell_labels(other, schema) == other
+    assert spell_labels("per\u017f : x", ("pers",)) == "per\u017f: x"  # a long s
 
 
 def test_answers_are_free_text():
