@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_rag.backbones.config import EncoderConfig, GeneratorConfig
+from lightning_rag.data.splits import subset
 from lightning_rag.data.teacher_lists import read_teacher_lists
 from lightning_rag.errors import UserError
 from lightning_rag.methods.base import Method
@@ -70,6 +71,8 @@ class Dro(Method):
         teacher: what the selector is warmed up on: the order of the "first_stage", "gold_first" =
             relevant candidates and then the others in that order, or a JSONL file of lists (see
             `data/teacher_lists.py`). Lists are cut to K (A12).
+        teacher_share: share of the training queries that the teacher has a list for, drawn by seed;
+            the others teach the selector nothing in the warm-up.
         warm_up_gold: relevant passages at the head of the generator's warm-up prompts.
         iterations: T, EM iterations; 0 = the warm-up alone.
         epochs: epochs of each M-step over the samples; the released code's are 3 (A9).
@@ -104,6 +107,7 @@ class Dro(Method):
         weighting: WeightingConfig | None = None,
         warm_up_epochs: int = 1,
         teacher: str = "gold_first",
+        teacher_share: float = 1.0,
         warm_up_gold: int = 2,
         iterations: int = 5,
         epochs: int = 1,
@@ -137,6 +141,8 @@ class Dro(Method):
         ):
             if value < least:
                 raise UserError(f"model.{name} is {value}; legal: {least} or more")
+        if not 0 < teacher_share <= 1:
+            raise UserError(f"model.teacher_share is {teacher_share}; legal: above 0, up to 1")
         string = self.selector_config.decoding == "string"
         on_policy = self.selector_config.on_policy
         plain = self.weighting.kind in ("self_normalized", "raw")
@@ -176,6 +182,7 @@ class Dro(Method):
         self.num_samples = num_samples
         self.warm_up_epochs = warm_up_epochs
         self.teacher = teacher
+        self.teacher_share = teacher_share
         self.warm_up_gold = warm_up_gold
         self.iterations = iterations
         self.epochs = epochs
@@ -215,6 +222,9 @@ class Dro(Method):
                 )
             queries = self.data.queries("train")
             self._teacher_lists = read_teacher_lists(path, queries, self.data.store)
+        train = self.data.splits.train
+        shown = subset(train, fraction=self.teacher_share, seed=self.data.seed)
+        self._shown = {instance.id for instance in shown}
         if self.inject_gold and not any(query.relevant for query in self.data.splits.train):
             raise UserError(
                 f"model.inject_gold is {self.inject_gold}, but no training query of this data set "
@@ -263,10 +273,16 @@ class Dro(Method):
     def warm_up_loss(self, batch: RagBatch) -> LossTerms:
         """NLL of the teacher's lists under the selector, of the answers under the generator."""
         batch = self._training_candidates(batch)
-        taught = [self._taught(batch, row) for row in range(len(batch.instances))]
-        padded = nn.utils.rnn.pad_sequence(taught, batch_first=True, padding_value=-1)
-        positions = padded[:, None].to(batch.rows.device)  # (B, 1, K)
-        log_prob = self.selector.log_prob(self._offer(batch), positions)  # (B, 1)
+        taught = {row: self._taught(batch, row) for row in range(len(batch.instances))}
+        taught = {row: columns for row, columns in taught.items() if len(columns)}
+        selector = torch.zeros((), device=self.device)
+        if taught:
+            offer = self._offer(batch)
+            queries = [offer.queries[row] for row in taught]
+            passages = [offer.passages[row] for row in taught]
+            padded = nn.utils.rnn.pad_sequence([*taught.values()], True, padding_value=-1)
+            positions = padded[:, None].to(batch.rows.device)  # (B, 1, K)
+            selector = -self.selector.log_prob(Offer(queries, passages, offer.size), positions)
         store, gold = self.data.store, self.warm_up_gold
         prompts = [
             self._prompt(instance, lists.gold_first(batch, row, store, gold)[: self.k])
@@ -276,7 +292,7 @@ class Dro(Method):
         log_likelihood = self.generator.log_likelihood(
             prompts, targets, reduction=self.weighting.reduction
         )
-        return _sum({"selector": -log_prob.mean(), "generator": -log_likelihood.mean()})
+        return _sum({"selector": selector.mean(), "generator": -log_likelihood.mean()})
 
     def estimate(self, batch: RagBatch) -> dict[str, Tensor]:
         """Draw S lists of each query, score and weigh them (E-step, Eqs. 6, 7 and 19)."""
@@ -449,7 +465,9 @@ class Dro(Method):
 
     def _taught(self, batch: RagBatch, row: int) -> Tensor:
         """Return the teacher's list (up to K,) as columns of the candidates of query `row`."""
-        if self._teacher_lists:
+        if batch.instances[row].id not in self._shown:
+            wanted = []
+        elif self._teacher_lists:
             wanted = self._teacher_lists[int(batch.rows[row])]
         elif self.teacher == "gold_first":
             wanted = lists.gold_first(batch, row, self.data.store)

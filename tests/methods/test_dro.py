@@ -486,6 +486,26 @@ def test_teachers(questions: RagDataModule, tmp_path: Path) -> None:
     assert torch.isfinite(from_file.warm_up_loss(batch).total)
 
 
+def test_a_teacher_of_a_share_of_the_queries(questions: RagDataModule) -> None:
+    """Its loss is that of the queries which it has lists for; the others cost no encoding."""
+    batch = batch_of(questions, 40)
+    all_taught = attached(questions, teacher="first_stage", k=3)
+    method = attached(questions, teacher="first_stage", teacher_share=0.25, k=3)
+    shown = [row for row in range(40) if len(method._taught(batch, row))]
+    assert len(shown) == 10
+    positions = torch.tensor([0, 1, 2]).expand(40, 1, 3)
+    log_z = method.selector.log_prob(method._offer(batch), positions)
+    loss = method.warm_up_loss(batch)
+    torch.testing.assert_close(loss.terms["selector"], -log_z[shown].mean())
+    torch.testing.assert_close(
+        loss.terms["generator"], all_taught.warm_up_loss(batch).terms["generator"]
+    )
+    alone = questions.queries("train").batch([row for row in range(40) if row not in shown][:4])
+    nothing = method.warm_up_loss(alone)
+    assert nothing.terms["selector"] == 0
+    assert nothing.total.requires_grad
+
+
 @pytest.mark.parametrize(
     ("passages", "message"),
     [
@@ -555,6 +575,7 @@ def test_phases(questions: RagDataModule) -> None:
         ),
         ({"reinit": True, "online": True}, "reinit: true has no online or sequential"),
         ({"reinit": True, "sequential": True}, "reinit: true has no online or sequential"),
+        ({"teacher_share": 0.0}, "model.teacher_share is 0.0; legal: above 0, up to 1"),
         ({"teacher": "gold-first"}, "model.teacher is 'gold-first'; legal: first_stage, gold_fi"),
         ({"online": True, "sequential": True}, "online: true has no sequential"),
         ({"reinit": True, "warm_up_epochs": 0}, "reinit: true needs warm_up_epochs"),
@@ -641,6 +662,7 @@ SWITCHES = [
     ("num_samples=1",),
     ("k=1",),
     ("teacher=first_stage",),
+    ("teacher_share=0.5",),
     ("warm_up_gold=0",),
     ("generator_order=retrieved",),
     ("shuffle_candidates=true",),
