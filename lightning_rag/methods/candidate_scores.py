@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from lightning_rag.backbones.cross_encoder import CrossEncoder
 from lightning_rag.backbones.generator import Generator
+from lightning_rag.data.datamodule import RagDataModule
+from lightning_rag.data.preference_files import read_preferences
 from lightning_rag.data.store import PassageStore
 from lightning_rag.errors import UserError
+from lightning_rag.methods.preferences import drawn, off_task
 from lightning_rag.tasks.base import Task
 from lightning_rag.tasks.keywords import Tags
 from lightning_rag.types import Instance, Passage, Prompt, RagBatch, Rendered
@@ -18,49 +22,95 @@ from lightning_rag.types import Instance, Passage, Prompt, RagBatch, Rendered
 READ_AT_ONCE = 128  # pairs that the reward model reads without gradient, as in the released code
 
 
-def generator_scores(
-    generator: Generator,
-    task: Task,
-    store: PassageStore,
-    batch: RagBatch,
-    wanted: Tensor,
-    tags: Tags = "none",
-) -> Tensor:
-    """Score candidates by how likely the gold answer is with each as the only demonstration.
-
-    The score is (1 / T) sum_t log p(y_t | candidate, query, y_<t) over the T tokens of the answer
-    and its end; RUIE's released code counts T on the answer alone, and can so score tokens of the
-    prompt (spec, section 16, 6).
+class Preferences:
+    """What a frozen generator prefers among the candidates of queries: computed, or from a file.
 
     Args:
         generator: the model, which does not learn.
-        task: renders the prompts.
-        store: the passage store.
-        batch: B queries with N candidates.
-        wanted: (B, N) bool, the candidates to score.
+        data: task, passage store and queries.
+        count: how many of a query's candidates are scored.
+        at_random: which ones, see `preferences.drawn`.
         tags: how keywords are tagged in query and candidate, as in the released code; "none" reads
             what the generator reads when it answers.
-
-    Returns:
-        (B, N) float32, in nats per token, NaN where not wanted.
-
-    Raises:
-        UserError: a query without answer.
+        file: the preferences of the training queries, computed elsewhere; None = computed here.
     """
-    check_answers(batch)
-    sources = [_source(task, instance, tags) for instance in batch.instances]
-    targets = [task.target(instance) for instance in batch.instances]
-    owners, rows = wanted.nonzero()[:, 0].tolist(), batch.candidate_ids[wanted].tolist()
-    shown = {row: _shown(task, store[row], tags) for row in set(rows)}
-    scores = batch.candidate_scores.new_full(wanted.shape, torch.nan)
-    if rows:
-        found = generator.score(
-            [Prompt(sources[n], (shown[row],)) for n, row in zip(owners, rows, strict=True)],
-            [targets[n] for n in owners],
-            reduction="mean",
-        )
-        scores[wanted] = found.to(scores)
-    return scores
+
+    def __init__(
+        self,
+        generator: Generator,
+        data: RagDataModule,
+        *,
+        count: int,
+        at_random: bool,
+        tags: Tags = "none",
+        file: Path | None = None,
+    ) -> None:
+        self.generator = generator
+        self.data = data
+        self.count = count
+        self.at_random = at_random
+        self.tags: Tags = tags
+        self.file = file
+        self._read: Tensor | None = None  # (Q, N)
+        self._remembered: dict[int, Tensor] = {}  # (N,) of validation queries, by row
+
+    def score(self, batch: RagBatch, wanted: Tensor) -> Tensor:
+        """Score candidates by how likely the gold answer is with each as the only demonstration.
+
+        The score is (1 / T) sum_t log p(y_t | candidate, query, y_<t) over the T tokens of the
+        answer and its end. RUIE's released code counts T on the answer alone, and so can score
+        tokens of the prompt.
+
+        Args:
+            batch: B queries with N candidates.
+            wanted: (B, N) bool, the candidates to score.
+
+        Returns:
+            (B, N) float32, in nats per token, NaN where not wanted.
+
+        Raises:
+            UserError: a query without answer.
+        """
+        check_answers(batch)
+        task, store = self.data.task, self.data.store
+        sources = [_source(task, instance, self.tags) for instance in batch.instances]
+        targets = [task.target(instance) for instance in batch.instances]
+        owners, rows = wanted.nonzero()[:, 0].tolist(), batch.candidate_ids[wanted].tolist()
+        shown = {row: _shown(task, store[row], self.tags) for row in set(rows)}
+        scores = batch.candidate_scores.new_full(wanted.shape, torch.nan)
+        if rows:
+            found = self.generator.score(
+                [Prompt(sources[n], (shown[row],)) for n, row in zip(owners, rows, strict=True)],
+                [targets[n] for n in owners],
+                reduction="mean",
+            )
+            scores[wanted] = found.to(scores)
+        return scores
+
+    def drawn(self, batch: RagBatch) -> Tensor:
+        """Say which candidates are scored: (B, N) bool, always the same for a query."""
+        return drawn(batch, self.count, self.data.seed, at_random=self.at_random)
+
+    def of_training(self, batch: RagBatch) -> Tensor:
+        """Return the preferences (B, N) of training queries, NaN where not scored.
+
+        Raises:
+            UserError: a file that is not as `data.preference_files` says.
+        """
+        if self.file is None:
+            return self.score(batch, self.drawn(batch))
+        if self._read is None:
+            self._read = read_preferences(self.file, self.data.queries("train"), self.data.store)
+        return self._read[batch.rows.cpu()].to(batch.candidate_scores)
+
+    def of_validation(self, batch: RagBatch) -> Tensor:
+        """Return preferences (B, N) of validation queries, computed once; NaN off their task."""
+        rows = batch.rows.tolist()
+        if any(row not in self._remembered for row in rows):
+            wanted = self.drawn(batch) & ~off_task(batch, self.data.store)
+            scores = self.score(batch, wanted).cpu()
+            self._remembered.update(zip(rows, scores, strict=True))
+        return torch.stack([self._remembered[row] for row in rows]).to(batch.candidate_scores)
 
 
 @torch.no_grad()

@@ -100,3 +100,26 @@ def take(vectors: Tensor, columns: Tensor) -> Tensor:
     queries = torch.arange(len(columns), device=columns.device)[:, None]
     chosen = vectors[places] if vectors.ndim == 3 else vectors[queries, places]
     return chosen * (columns >= 0)[:, :, None, None]
+
+
+def best_rows(
+    queries: Tensor, index: Tensor, excluded: Sequence[Tensor], size: int
+) -> tuple[Tensor, Tensor]:
+    """Return what of the whole index is nearest to each query by inner product, exactly.
+
+    Args:
+        queries: (B, D).
+        index: (M, D) float32, vectors of all rows.
+        excluded: B tensors of rows, (E_b,) each, that a query must not get.
+        size: rows for each query.
+
+    Returns:
+        Rows (B, R), best first, padded with -1, and their scores (B, R) float32, padded with -inf;
+        R is `size`, or M if that is smaller.
+    """
+    with torch.autocast(index.device.type, enabled=False):
+        scores = queries.float() @ index.T  # (B, M)
+    for row, gone in enumerate(excluded):
+        scores[row, gone.to(scores.device)] = -torch.inf
+    best, rows = scores.topk(min(size, len(index)))
+    return rows.masked_fill(best == -torch.inf, -1), best

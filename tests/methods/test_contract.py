@@ -60,7 +60,8 @@ def arguments(method: Path, folder: Path, command: str = "fit") -> list[str]:
 def epochs(method: Path, number: int) -> list[str]:
     """Set the length of the training, under whatever name the method has for it."""
     dro = ["--model.warm_up_epochs=1", f"--model.iterations={number}", "--model.epochs=1"]
-    known = {"two_phases": [], "dro": dro, "dro_listwise": dro}
+    ruie = ["--model.reward_epochs=1", f"--model.distil_epochs={number}"]
+    known = {"two_phases": [], "dro": dro, "dro_listwise": dro, "ruie": ruie}
     return known.get(method.stem, [f"--model.epochs={number}"])
 
 

@@ -1,0 +1,473 @@
+"""RUIE (arXiv 2409.11673): a retriever taught by what a frozen generator prefers."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from lightning_rag.backbones.config import EncoderConfig, GeneratorConfig
+from lightning_rag.backbones.cross_encoder import CrossEncoder, build_cross_encoder
+from lightning_rag.backbones.encoder import Encoder, build_encoder
+from lightning_rag.data.preference_files import write_preferences
+from lightning_rag.errors import UserError
+from lightning_rag.functional.contrastive import (
+    BLOCKS,
+    Block,
+    gather,
+    info_nce,
+    listwise_cross_entropy,
+    own_scores,
+)
+from lightning_rag.functional.distillation import kl_distillation
+from lightning_rag.methods.base import Method, first_stage_choice, nothing_retrieved
+from lightning_rag.methods.candidate_scores import Preferences, reward_scores, tagged_pairs
+from lightning_rag.methods.demonstrations import Choice, choose_passages, false_negatives
+from lightning_rag.methods.optimization import OptimizerConfig
+from lightning_rag.methods.phase import Phase
+from lightning_rag.methods.preferences import agreement, figures, off_task, penalised, summary
+from lightning_rag.retrieval.pool import best_columns, best_rows
+from lightning_rag.tasks.keywords import Tags
+from lightning_rag.types import LossTerms, Prompt, RagBatch, Rendered, Retrieved
+
+ENCODED_AT_ONCE = 64  # passages, when the index is refreshed
+
+
+class Ruie(Method):
+    """Trains a retriever on a frozen generator's preferences, through a reward model.
+
+    With a query x, its gold answer y and a labelled demonstration c_i (a plain passage serves too),
+
+        preference   r_i = (1 / T) sum_t log p(y_t | c_i, x, y_<t)     of the frozen generator
+        reward       s_i = cross-encoder(x', y, c_i')                  ' = with keywords tagged
+        retriever    z_i = e(x) . e(c_i')                              of unit vectors
+
+    1. Phase `reward`: the generator scores some of the first stage's candidates (the estimate), and
+       the cross-encoder learns which of P passages, one of the best and P - 1 of the worst, is the
+       best: L = -s_0 + log sum_m exp(s_m).
+    2. Phase `distil`: the reward model scores all candidates (the estimate), and the encoder learns
+       from P of them, again by rank: L = w_c L_InfoNCE + w_d KL(softmax(s / T) || softmax(z / t)),
+       the former with the passages of all queries of the batch, and of all processes, as negatives.
+
+    The retriever reads no gold answer, so it serves where there is none: the best k passages of the
+    store go into the prompt, the best of them last. The generator never learns; begin with one that
+    can, a pretrained model or another method's (`--initial_weights`). Where specification, paper
+    and released code differ, each argument says which is followed; the equations are the code's,
+    for the paper's text was not available.
+
+    Args:
+        generator: the frozen model that prefers, and answers.
+        encoder: what the retriever is made of; `extra_tokens` gives keyword tags their own tokens.
+        optimizer: learning rates of `reward` and `retriever`, and their schedule in each phase.
+        k: demonstrations in the prompt.
+        reward_encoder: what the reward model is made of; None = as `encoder`.
+        tags: how the mentions of gold facts are tagged; "none" is an ablation.
+        subsample: how many of a query's candidates the generator scores.
+        subsample_from: any of them, drawn by seed ("random"), or the first stage's best ("top").
+        off_task_penalty: taken off the preference of demonstrations of another task.
+        penalize_reward: off the reward model's scores too; not so in the released code.
+        preferences: file of the training queries' preferences, computed elsewhere
+            (`data/preference_files.py`); `subsample` does not apply to it. None = computed here.
+        preferences_to: file to write them to.
+        tagged_preferences: the generator scores tagged texts, as in the released code, where gold
+            mentions of the query leak into the preference.
+        reward_epochs: passes over the training queries in phase `reward`.
+        reward_steps: so many optimiser steps instead.
+        distil_epochs: the same for phase `distil`.
+        distil_steps: so many optimiser steps instead.
+        reward_size: P in phase `reward`.
+        distil_size: P in phase `distil`.
+        positives: the best so many of a query's candidates are positives; they take turns with the
+            epochs. A query with fewer scored candidates of its own task is left out.
+        negatives: the worst so many are negatives, and take turns too.
+        teacher: what the retriever learns from: the "reward" model, or the "preference" itself,
+            without a reward model: an ablation.
+        contrastive_weight: w_c.
+        distillation_weight: w_d.
+        blocks: pairs that InfoNCE compares (`functional.contrastive`); "qp" alone is the usual.
+        temperature: t.
+        teacher_temperature: T.
+        mask_false_negatives: "same_answer" leaves passages of other queries out of the negatives
+            that answer as the query does; the released code's filter has no effect.
+        monitor: what selects the retriever's weights: the "task"'s metric, or the "agreement" of
+            its order of the candidates with the generator's, which needs no answers.
+        ranker: what ranks in evaluation; one checkpoint can be tested with each. "reward" and
+            "preference" rank the first stage's candidates and read the gold answer, so they show
+            what the retriever could reach at most.
+        searches: the "retriever" ranks the whole "store", or the first stage's "candidates";
+            `data.scope` says whether those of other tasks are among either.
+        decoding: "options" scores the task's allowed answers, if it has some; "free" generates.
+    """
+
+    def __init__(
+        self,
+        generator: GeneratorConfig,
+        encoder: EncoderConfig,
+        optimizer: OptimizerConfig | None = None,
+        k: int = 8,
+        reward_encoder: EncoderConfig | None = None,
+        tags: Tags = "untyped",
+        subsample: int = 32,
+        subsample_from: Literal["random", "top"] = "random",
+        off_task_penalty: float = 100.0,
+        penalize_reward: bool = True,
+        preferences: str | None = None,
+        preferences_to: str | None = None,
+        tagged_preferences: bool = False,
+        reward_epochs: int = 3,
+        reward_steps: int | None = None,
+        distil_epochs: int = 3,
+        distil_steps: int | None = None,
+        reward_size: int = 8,
+        distil_size: int = 4,
+        positives: int = 3,
+        negatives: int = 16,
+        teacher: Literal["reward", "preference"] = "reward",
+        contrastive_weight: float = 0.2,
+        distillation_weight: float = 1.0,
+        blocks: tuple[Block, ...] = BLOCKS,
+        temperature: float = 0.01,
+        teacher_temperature: float = 1.0,
+        mask_false_negatives: Literal["none", "same_answer"] = "none",
+        monitor: Literal["task", "agreement"] = "task",
+        ranker: Literal["retriever", "first_stage", "reward", "preference"] = "retriever",
+        searches: Literal["store", "candidates"] = "store",
+        decoding: Literal["options", "free"] = "free",
+    ) -> None:
+        super().__init__(generator, optimizer, k=k, decoding=decoding)
+        for name, value, least in (
+            ("subsample", subsample, 1),
+            ("reward_epochs", reward_epochs, 1),
+            ("reward_steps", reward_steps, 1),
+            ("distil_epochs", distil_epochs, 1),
+            ("distil_steps", distil_steps, 1),
+            ("reward_size", reward_size, 2),
+            ("distil_size", distil_size, 2),
+            ("positives", positives, 1),
+            ("negatives", negatives, 1),
+            ("off_task_penalty", off_task_penalty, 0),
+            ("contrastive_weight", contrastive_weight, 0),
+            ("distillation_weight", distillation_weight, 0),
+        ):
+            if value is not None and not least <= value < math.inf:
+                raise UserError(f"model.{name} is {value}; legal: {least} or more")
+        for clash, rule in (
+            (not 0 < temperature < math.inf, f"temperature is {temperature}; legal: above 0"),
+            (
+                not 0 < teacher_temperature < math.inf,
+                f"teacher_temperature is {teacher_temperature}; legal: above 0",
+            ),
+            (
+                contrastive_weight == distillation_weight == 0,
+                "contrastive_weight or distillation_weight must be above 0",
+            ),
+            (
+                "qp" not in blocks or len(set(blocks)) < len(blocks),
+                f"blocks is {list(blocks)}; legal: qp and any of pq, qq, pp, each once",
+            ),
+            (
+                teacher == "preference" and ranker == "reward",
+                "teacher: preference has no reward model, which ranker: reward needs",
+            ),
+            (
+                tagged_preferences and tags == "none",
+                "tagged_preferences: true needs tags: untyped or typed",
+            ),
+            (
+                preferences is not None and preferences_to is not None,
+                "preferences are read or written; legal: preferences or preferences_to, not both",
+            ),
+        ):
+            if clash:
+                raise UserError(f"model: {rule}")
+        self.encoder_config = encoder
+        self.reward_config = reward_encoder or encoder
+        self.tags: Tags = tags
+        self.subsample = subsample
+        self.subsample_from = subsample_from
+        self.off_task_penalty = off_task_penalty
+        self.penalize_reward = penalize_reward
+        self.preferences = preferences
+        self.preferences_to = preferences_to
+        self.tagged_preferences = tagged_preferences
+        self.reward_length = (reward_epochs, reward_steps)
+        self.distil_length = (distil_epochs, distil_steps)
+        self.reward_size = reward_size
+        self.distil_size = distil_size
+        self.positives = positives
+        self.negatives = negatives
+        self.teacher = teacher
+        self.contrastive_weight = contrastive_weight
+        self.distillation_weight = distillation_weight
+        self.blocks = blocks
+        self.temperature = temperature
+        self.teacher_temperature = teacher_temperature
+        self.mask_false_negatives = mask_false_negatives
+        self.monitor = monitor
+        self.ranker = ranker
+        self.searches = searches
+        self.refresh_every = 0 if ranker == "retriever" and k else None
+        self.prefers: Preferences
+
+    def build(self) -> None:
+        """Make generator, retriever and, if it is the teacher, the reward model."""
+        super().build()
+        self.prefers = Preferences(
+            self.generator,
+            self.data,
+            count=self.subsample,
+            at_random=self.subsample_from == "random",
+            tags=self.tags if self.tagged_preferences else "none",
+            file=None if self.preferences is None else Path(self.preferences).expanduser(),
+        )
+        corpus = self.data.corpus()
+        self.retriever: Encoder = build_encoder(self.encoder_config, corpus)
+        if self.teacher == "reward":
+            self.reward: CrossEncoder = build_cross_encoder(self.reward_config, corpus)
+        # (M, D) as last refreshed. A checkpoint holds the weights: they serve any store.
+        empty = torch.zeros(len(self.data.store), self.retriever.dimension)
+        self.register_buffer("index", empty, persistent=False)
+
+    def groups(self) -> dict[str, nn.Module]:
+        """Return generator, retriever and, if it is the teacher, the reward model."""
+        found: dict[str, nn.Module] = {"generator": self.generator, "retriever": self.retriever}
+        return {**found, "reward": self.reward} if self.teacher == "reward" else found
+
+    def phases(self) -> list[Phase]:
+        """`reward`, unless the preferences teach the retriever themselves, and `distil`."""
+        (epochs, steps), by_agreement = self.distil_length, self.monitor == "agreement"
+        distil = Phase(
+            "distil",
+            trains=("retriever",),
+            loss=self.distil_loss,
+            estimate=self.estimate_teacher,
+            summarize=self.summarize,
+            epochs=None if steps else epochs,
+            steps=steps,
+            validate=self.retriever_agreement if by_agreement else None,
+            monitor="agreement" if by_agreement else None,
+        )
+        if self.teacher == "preference":
+            return [distil]
+        epochs, steps = self.reward_length
+        reward = Phase(
+            "reward",
+            trains=("reward",),
+            loss=self.reward_loss,
+            estimate=self.estimate_preferences,
+            summarize=self.summarize,
+            epochs=None if steps else epochs,
+            steps=steps,
+            validate=self.reward_agreement,
+            monitor="agreement",
+        )
+        return [reward, distil]
+
+    # --- what the bank holds
+
+    def estimate_preferences(self, batch: RagBatch) -> dict[str, Tensor]:
+        """The generator's mean log-likelihood of the answer given each drawn candidate alone."""
+        return self._estimated("preference", batch, self.prefers.of_training(batch))
+
+    def estimate_teacher(self, batch: RagBatch) -> dict[str, Tensor]:
+        """The reward model's score of every candidate, or the preferences."""
+        if self.teacher == "preference":
+            return self.estimate_preferences(batch)
+        return self._estimated("reward", batch, self.rewards(batch, batch.candidate_ids >= 0))
+
+    def _estimated(self, name: str, batch: RagBatch, scores: Tensor) -> dict[str, Tensor]:
+        """Return scores (B, N) and figures of them, (B,) each."""
+        usable = self._choice(batch, scores, self.positives + 1, name).usable
+        other = off_task(batch, self.data.store)
+        return {name: scores, **figures(scores, other, batch.candidate_scores, usable)}
+
+    def summarize(self, rows: Mapping[str, Tensor]) -> dict[str, float]:
+        """Average an estimate's figures; write the preferences, if they are to be kept."""
+        rehearsed = self.trainer.fast_dev_run  # type: ignore[attr-defined]
+        if self.preferences_to is not None and "preference" in rows and not rehearsed:
+            queries, path = self.data.queries("train"), Path(self.preferences_to).expanduser()
+            write_preferences(path, queries, self.data.store, rows["preference"])
+        return summary(rows, self.data.splits.train, self.positives)
+
+    def rewards(self, batch: RagBatch, wanted: Tensor) -> Tensor:
+        """Score the wanted candidates (B, N) by the reward model: (B, N), NaN for the others."""
+        task, store = self.data.task, self.data.store
+        return reward_scores(self.reward, task, store, batch, wanted, self.tags)
+
+    # --- losses
+
+    def reward_loss(self, batch: RagBatch) -> LossTerms:
+        """Listwise cross-entropy of the positive among P tagged pairs (spec section 6)."""
+        scores = self.bank.get("preference", batch.rows)  # (B, N)
+        choice = self._choice(batch, scores, self.reward_size, "preference")
+        there, usable = choice.there, choice.usable
+        owners, rows = there.nonzero()[:, 0].tolist(), choice.rows[there].tolist()
+        if not rows:  # any pair: with a weight of 0, for the backward pass
+            owners, rows = [0], [0]
+        logits = self.reward(*self._pairs(batch, owners, rows))  # (C,)
+        if not usable.any():
+            return self._terms(logits.sum() * 0, usable, {})
+        table = torch.full(there.shape, -torch.inf, device=logits.device)
+        table = table.index_put(there.nonzero(as_tuple=True), logits)[usable]  # (U, P)
+        first = (table.argmax(dim=1) == 0).float()
+        return self._terms(listwise_cross_entropy(table).mean(), usable, {"accuracy": first.mean()})
+
+    def distil_loss(self, batch: RagBatch) -> LossTerms:
+        """InfoNCE over all processes' passages, and KL to the teacher (spec section 8)."""
+        scores = self.bank.get(self.teacher, batch.rows)  # (B, N)
+        choice = self._choice(batch, scores, self.distil_size, self.teacher)
+        own = self._queries(batch)  # (B, D)
+        # With several processes B is from here on the queries of all of them.
+        queries, passages = gather(own), gather(self._passages(choice, own))  # (B, D), (B, P, D)
+        rows, chosen = gather(batch.rows), gather(choice.rows)  # (B,), (B, P)
+        teacher = gather(choice.teacher)  # (B, P)
+        there, usable = chosen >= 0, chosen[:, 0] >= 0
+        ignore = ~there.flatten().expand(len(rows), -1)  # (B, B P)
+        if self.mask_false_negatives == "same_answer":
+            train, store = self.data.queries("train"), self.data.store
+            ignore = ignore | false_negatives(rows, chosen, train, store)
+        flat = passages.flatten(0, 1)  # (B P, D)
+        contrastive = info_nce(
+            queries, flat, temperature=self.temperature, blocks=self.blocks, ignore=ignore
+        )
+        student = own_scores(queries, flat)  # (B, P)
+        distillation = kl_distillation(
+            student.masked_fill(~there, -torch.inf),
+            teacher,
+            student_temperature=self.temperature,
+            teacher_temperature=self.teacher_temperature,
+        )
+        weights = usable / usable.sum().clamp(min=1)  # (B,): the mean over the usable queries
+        terms = {
+            "contrastive": (weights * contrastive).sum(),
+            "distillation": (weights * distillation).sum(),
+        }
+        total = self.contrastive_weight * terms["contrastive"]
+        total = total + self.distillation_weight * terms["distillation"]
+        first = student.masked_fill(~there, -torch.inf).argmax(dim=1) == 0
+        terms["accuracy"] = (weights * first).sum()
+        return self._terms(total, usable, terms)
+
+    def _choice(self, batch: RagBatch, scores: Tensor, size: int, name: str) -> Choice:
+        """Return the passages that queries learn from at this epoch, by the scores (B, N)."""
+        penalty = self.off_task_penalty
+        if name == "reward" and not self.penalize_reward:
+            penalty = 0.0
+        other = off_task(batch, self.data.store)
+        return choose_passages(
+            batch,
+            penalised(scores, other, penalty, self.positives),
+            size=size,
+            positives=self.positives,
+            negatives=self.negatives,
+            epoch=self.current_epoch,
+            seed=self.data.seed,
+            store_size=len(self.data.store),
+        )
+
+    def _terms(self, total: Tensor, usable: Tensor, terms: Mapping[str, Tensor]) -> LossTerms:
+        kept = {name: value.detach() for name, value in terms.items()}
+        return LossTerms(total, {**kept, "left_out": 1 - usable.float().mean()})
+
+    # --- validation without answers
+
+    def reward_agreement(self, batch: RagBatch) -> dict[str, Tensor]:
+        """Share of pairs of candidates that the reward model orders as the generator does."""
+        preferences = self.prefers.of_validation(batch)
+        scores = self.rewards(batch, preferences.isfinite())
+        return {"agreement": agreement(scores, preferences)}
+
+    def retriever_agreement(self, batch: RagBatch) -> dict[str, Tensor]:
+        """Share of pairs of candidates that the retriever orders as the generator does."""
+        scores = self._inner_products(batch, anew=True)
+        return {"agreement": agreement(scores, self.prefers.of_validation(batch))}
+
+    # --- retrieval
+
+    def retrieve(self, batch: RagBatch, k: int) -> Retrieved:
+        """Rank as `ranker` and `searches` say; in training the first stage's candidates."""
+        if k == 0:
+            return nothing_retrieved(batch)
+        if self.ranker == "first_stage":
+            return first_stage_choice(batch, k)
+        if self.ranker == "retriever":
+            if self.training:
+                scores = self._inner_products(batch, anew=True)
+            elif self.searches == "candidates":
+                scores = self._inner_products(batch, anew=False)
+            else:
+                size = max(k, batch.candidate_ids.shape[1])
+                index, excluded = self._fresh_index(), batch.excluded_rows
+                rows, scores = best_rows(self._queries(batch), index, excluded, size)
+                return Retrieved(rows, scores, best_columns(scores, k))
+        else:
+            score = self.rewards if self.ranker == "reward" else self.prefers.score
+            scores = score(batch, batch.candidate_ids >= 0)
+            scores = scores - self.off_task_penalty * off_task(batch, self.data.store)
+            scores = scores.masked_fill(~scores.isfinite(), -torch.inf)
+        return Retrieved(batch.candidate_ids, scores, best_columns(scores, k))
+
+    def prompts(self, batch: RagBatch, retrieved: Retrieved) -> list[Prompt]:
+        """Return the queries with their demonstrations, the best last, beside the query."""
+        prompts = super().prompts(batch, retrieved)
+        return [dataclasses.replace(prompt, best_last=True) for prompt in prompts]
+
+    @torch.no_grad()
+    def refresh_index(self) -> None:
+        """Encode the store again."""
+        texts = self._keys(range(len(self.data.store)))
+        self.index.copy_(self.retriever.encode(texts, ENCODED_AT_ONCE, role="passage"))
+
+    def _fresh_index(self) -> Tensor:
+        if not self.index[0].any():
+            raise RuntimeError("Ruie: refresh_index() must come before the index is read")
+        return self.index
+
+    @torch.no_grad()
+    def _inner_products(self, batch: RagBatch, *, anew: bool) -> Tensor:
+        """Score the first stage's candidates (B, N), -inf = none; encoded anew, or by the index."""
+        distinct, places = torch.unique(batch.candidate_ids.clamp(min=0), return_inverse=True)
+        if anew:
+            texts = self._keys(distinct.tolist())
+            vectors = self.retriever.encode(texts, ENCODED_AT_ONCE, role="passage")  # (U, D)
+            vectors = vectors.to(places.device)
+        else:
+            vectors = self._fresh_index()[distinct]
+        queries = self._queries(batch).float()  # (B, D)
+        # Multiplied and added, not a matrix product: mixed precision would round that to 8 bits.
+        scores = (queries[:, None] * vectors[places]).sum(dim=-1)
+        return scores.masked_fill(batch.candidate_ids < 0, -torch.inf)
+
+    # --- texts and vectors
+
+    def _queries(self, batch: RagBatch) -> Tensor:
+        """Encode the queries, without answer or tags: (B, D)."""
+        texts = [self.data.task.query(instance) for instance in batch.instances]
+        vectors: Tensor = self.retriever(texts, role="query")
+        return vectors
+
+    def _keys(self, rows: Iterable[int]) -> list[Rendered]:
+        """Return passages of the store as the retriever reads them, with answer and tags."""
+        return [self.data.task.tagged_key(self.data.store[row], self.tags) for row in rows]
+
+    def _passages(self, choice: Choice, queries: Tensor) -> Tensor:
+        """Encode the chosen passages, each distinct one once: (B, P, D), 0 where there is none."""
+        # 0 times the queries: a process whose queries are all left out takes part in the backward
+        # pass through `gather` too.
+        nothing = (queries[:, None] * 0).expand(-1, choice.rows.shape[1], -1)  # (B, P, D)
+        if not choice.there.any():
+            return nothing
+        distinct, places = torch.unique(choice.rows[choice.there], return_inverse=True)
+        vectors = self.retriever(self._keys(distinct.tolist()), role="passage").to(nothing)
+        return nothing.index_put(choice.there.nonzero(as_tuple=True), vectors[places])
+
+    def _pairs(
+        self, batch: RagBatch, owners: list[int], rows: list[int]
+    ) -> tuple[list[Rendered], list[Rendered]]:
+        """Return what the reward model reads: queries of the batch with rows of the store."""
+        return tagged_pairs(self.data.task, self.data.store, batch, owners, rows, self.tags)
