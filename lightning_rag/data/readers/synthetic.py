@@ -7,8 +7,10 @@ from pathlib import Path
 from lightning_rag.data.readers.base import Reader
 from lightning_rag.data.splits import Splits
 from lightning_rag.data.synthetic import (
+    ExtractionSizes,
     QuestionSizes,
     RelationSizes,
+    extraction_splits,
     question_splits,
     relation_splits,
 )
@@ -96,3 +98,45 @@ class SyntheticQuestions(Reader):
     def read(self, root: Path | None, seed: int) -> Splits:
         """Make the data from the seed; there is nothing to read below `root`."""
         return question_splits(self.sizes, seed)
+
+
+class SyntheticExtraction(Reader):
+    """Five small extraction tasks, one held out, whose answers only a demonstration tells.
+
+    Args:
+        train: training queries, of the four held-in tasks.
+        validation: validation queries, of the same.
+        test: test queries, of all tasks.
+        demonstrations: relevant demonstrations of each query in the store.
+        distractors: demonstrations of each query with other key words that share a name with it.
+        copies: probability that a distractor shares all but the key word: the larger, the harder
+            for a retriever by words.
+        nothing: share of the key words which mean that there is nothing to extract.
+
+    Raises:
+        UserError: if a value is not legal.
+    """
+
+    def __init__(
+        self,
+        train: int = 800,
+        validation: int = 200,
+        test: int = 400,
+        demonstrations: int = 1,
+        distractors: int = 3,
+        copies: float = 0.15,
+        nothing: float = 0.1,
+    ) -> None:
+        self.sizes = ExtractionSizes(
+            train=train,
+            validation=validation,
+            test=test,
+            demonstrations=demonstrations,
+            distractors=distractors,
+            copies=copies,
+            nothing=nothing,
+        )
+
+    def read(self, root: Path | None, seed: int) -> Splits:
+        """Make the data from the seed; there is nothing to read below `root`."""
+        return extraction_splits(self.sizes, seed)
