@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -218,6 +219,39 @@ def test_both_of_one_run_and_what_lies_deeper(tmp_path) -> None:
         ]
     # What was not there before is not there now: no name of a folder of ours.
     assert (out / "model.safetensors").exists()
+
+
+def test_a_run_of_ruie(library, tmp_path, monkeypatch) -> None:
+    """By the command line; the reward model has settings of its own."""
+    here = Path(__file__).resolve().parent
+    names = ("base", "data/synthetic_relations", "backbone/tiny", "method/ruie")
+    files = [str(here.parent / "configs" / f"{name}.yaml") for name in names]
+    words = [word for file in (*files, str(here / "small.yaml")) for word in ("--config", file)]
+    made: list[cli.RagCLI] = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["lightning_rag"])
+    monkeypatch.setattr(cli.RagCLI, "after_fit", lambda self: made.append(self))
+    words += [f"--data.reader.init_args.{split}=8" for split in ("train", "validation", "test")]
+    words += ["--model.reward_epochs=1", "--model.distil_epochs=1", "--runs=runs", "--model.k=1"]
+    words += ["--encoder.query_prefix=query: ", "--encoder.passage_prefix=passage: "]
+    tiny = "{vocab_size: 400, hidden_size: 24, heads: 2, layers: 1}"
+    own = f"{{tiny: {tiny}, token_types: false, extra_tokens: {TAGS}, max_length: 96}}"
+    assert cli.main(["fit", *words, f"--model.reward_encoder={own}"]) == 0
+    (checkpoint,) = tmp_path.rglob("best.ckpt")
+    method = made[0].model.eval()
+    # What is exported is the checkpoint, which need not be the last step.
+    state = torch.load(checkpoint, weights_only=True)["state_dict"]
+    method.load_state_dict(state)
+    out = export(checkpoint, tmp_path / "out")
+
+    retriever = method.get_submodule("retriever")
+    model = library.SentenceTransformer(str(out / "retriever"), device="cpu")
+    same_direction(embed(retriever, "query"), torch.as_tensor(model.encode_query(TEXTS)))
+    same_direction(embed(retriever, "passage"), torch.as_tensor(model.encode_document(TEXTS)))
+    reward = method.get_submodule("reward")
+    assert reward.config.tiny.hidden_size == 24
+    scores = library.CrossEncoder(str(out / "reward"), device="cpu").predict(PAIRS)
+    torch.testing.assert_close(score(reward), torch.as_tensor(scores), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("part", ["encoder", "reward_encoder"])
