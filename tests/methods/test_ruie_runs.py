@@ -15,7 +15,7 @@ from lightning_rag import cli
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 SMALL = Path(__file__).resolve().parents[1] / "small.yaml"
-DATA = ("synthetic_relations", "synthetic_questions")
+DATA = ("synthetic_relations", "synthetic_questions", "synthetic_extraction")
 
 
 @pytest.fixture(autouse=True)

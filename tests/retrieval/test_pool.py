@@ -5,7 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lightning_rag.retrieval.pool import best_columns, listed, random_columns, shared_pool, take
+from lightning_rag.retrieval.pool import (
+    best_columns,
+    best_rows,
+    listed,
+    random_columns,
+    shared_pool,
+    take,
+)
 
 SCORES = torch.tensor([[0.1, 0.9, -torch.inf, 0.5], [-torch.inf, -torch.inf, 0.2, -torch.inf]])
 
@@ -75,3 +82,23 @@ def test_take(shared: bool) -> None:
             own = vectors if shared else vectors[query]
             expected = own[column] if column >= 0 else torch.zeros(2, 3)
             assert torch.equal(taken[query, place], expected)
+
+
+def test_best_rows_of_a_whole_index() -> None:
+    generator = torch.Generator().manual_seed(0)
+    queries, index = (torch.randn(n, 4, generator=generator) for n in (3, 9))
+    excluded = [torch.tensor([], dtype=torch.long), torch.tensor([2, 5]), torch.arange(1, 9)]
+    rows, scores = best_rows(queries, index, excluded, 4)
+    for query in range(3):
+        own = [row for row in range(9) if row not in excluded[query].tolist()]
+        values = {row: float(queries[query] @ index[row]) for row in own}
+        order = sorted(own, key=values.__getitem__, reverse=True)[:4]
+        padding = 4 - len(order)
+        assert rows[query].tolist() == order + [-1] * padding
+        expected = [values[row] for row in order] + [-torch.inf] * padding
+        assert scores[query].tolist() == pytest.approx(expected, abs=1e-5)
+    rows, _ = best_rows(queries, index, excluded, 99)
+    assert rows.shape == (3, 9)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        _, rounded = best_rows(queries, index, excluded, 4)
+    assert torch.equal(rounded, scores)
