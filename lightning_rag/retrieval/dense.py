@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import logging
 from collections.abc import Sequence
@@ -11,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lightning_rag.backbones.config import EncoderConfig
+from lightning_rag.backbones.config import EncoderConfig, Role
 from lightning_rag.backbones.encoder import Encoder, build_encoder
 from lightning_rag.data.cache import cached, hash_texts
 from lightning_rag.data.candidates import Candidates, FirstStage, SearchRequest
@@ -61,7 +60,7 @@ class Dense(FirstStage):
     def fingerprint(self) -> dict[str, str | int | float | bool]:
         """Return the name, the index and the encoder: its weights, where they come from a file."""
         if self.encoder.source == "tiny":  # its weights follow from the request
-            model = json.dumps(dataclasses.asdict(self.encoder), sort_keys=True)
+            model = json.dumps(self.encoder.identity(), sort_keys=True)
         else:
             model = self._loaded().fingerprint()
         return {
@@ -115,12 +114,12 @@ class Dense(FirstStage):
         name = json.dumps(key)
         if self._keys is None or self._keys[0] != name:
             if self.cache_dir is None:
-                vectors = self._embed(encoder, keys)
+                vectors = self._embed(encoder, keys, "passage")
             else:
                 arrays = cached(
                     self.cache_dir / "embeddings",
                     key,
-                    lambda: {"vectors": self._embed(encoder, keys).numpy()},
+                    lambda: {"vectors": self._embed(encoder, keys, "passage").numpy()},
                 )
                 vectors = torch.from_numpy(arrays["vectors"])
             self._keys = name, vectors
@@ -128,14 +127,16 @@ class Dense(FirstStage):
 
     def _embed_queries(self, encoder: Encoder, request: SearchRequest, keys: Tensor) -> Tensor:
         """Embed the queries; a training query is often a passage's text, and embedded already."""
-        rows = {text: row for row, text in enumerate(request.keys)}
+        rows = {}
+        if encoder.config.query_prefix == encoder.config.passage_prefix:
+            rows = {text: row for row, text in enumerate(request.keys)}
         fresh = [text for text in dict.fromkeys(request.queries) if text not in rows]
         rows.update({text: len(keys) + number for number, text in enumerate(fresh)})
         if fresh:
-            keys = torch.cat([keys, self._embed(encoder, fresh)])
+            keys = torch.cat([keys, self._embed(encoder, fresh, "query")])
         return keys[[rows[text] for text in request.queries]]
 
-    def _embed(self, encoder: Encoder, texts: Sequence[str]) -> Tensor:
+    def _embed(self, encoder: Encoder, texts: Sequence[str], role: Role) -> Tensor:
         """Embed texts, each distinct one once.
 
         Returns:
@@ -143,5 +144,5 @@ class Dense(FirstStage):
         """
         numbers = {text: number for number, text in enumerate(dict.fromkeys(texts))}
         log.info("encoding %d texts (%d distinct)", len(texts), len(numbers))
-        distinct = encoder.encode([Rendered(text) for text in numbers], self.batch_size)
+        distinct = encoder.encode([Rendered(text) for text in numbers], self.batch_size, role=role)
         return distinct[[numbers[text] for text in texts]]

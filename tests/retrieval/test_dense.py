@@ -10,7 +10,7 @@ import torch
 import transformers
 from torch import nn
 
-from lightning_rag.backbones.config import EncoderConfig, TinyConfig
+from lightning_rag.backbones.config import EncoderConfig, Role, TinyConfig
 from lightning_rag.data.candidates import SearchRequest
 from lightning_rag.errors import UserError
 from lightning_rag.retrieval import dense
@@ -31,8 +31,9 @@ class LetterCounts(nn.Module):
         self.seen: list[str] = []
         self.truncated = 0
         self.version = "1"
+        self.config = EncoderConfig()
 
-    def encode(self, texts: Sequence[Rendered], batch_size: int) -> torch.Tensor:
+    def encode(self, texts: Sequence[Rendered], batch_size: int, *, role: Role) -> torch.Tensor:
         assert not self.training
         self.seen += [text.text for text in texts]
         self.truncated += sum(len(text.text) > 20 for text in texts)
@@ -87,6 +88,24 @@ def test_each_text_is_encoded_once(encoder):
     assert encoder.built == 1
     stage.search(request([], [*keys, "d"], 4))
     assert encoder.seen[4:] == ["a", "b", "ab", "d"]
+
+
+def test_queries_and_passages_get_their_prefixes():
+    """A text that is query and passage has two embeddings, and the better first candidate."""
+    tiny = TinyConfig(hidden_size=16, layers=1, heads=2)
+    config = EncoderConfig(query_prefix="query: ", passage_prefix="passage: ", tiny=tiny)
+    texts = ["a red ship", "two blue towns", "the old king"]
+    ranked = Dense(config).search(request(texts, texts, 3))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = dense.build_encoder(config, texts).eval()
+    with torch.no_grad():
+        queries = model([Rendered(text) for text in texts], "query")
+        keys = model([Rendered(text) for text in texts], "passage")
+    assert not torch.allclose(queries, keys)
+    scores, order = (queries @ keys.T).sort(descending=True)
+    assert ranked.ids.tolist() == order.tolist()
+    np.testing.assert_allclose(ranked.scores, scores.numpy(), atol=1e-6)
 
 
 def test_embeddings_are_kept_on_disk(encoder, tmp_path):
