@@ -34,7 +34,9 @@ DATA = ("tacred", "tacrev", "retacred", "semeval2010")
 FULL = ("dro_full_deepspeed", "dro_full_fsdp")
 AFTER_DRO = ("dro_as_released", "dro_with_mistral_7b", *FULL)
 DRO = ("dro_2wiki", "dro_hotpotqa", "dro_musique", "dro_nq", "dro_wow")
-WHOLE = sorted({path.stem for path in PAPER.glob("*.yaml")} - {*MODELS, *AFTER_DRO})
+AFTER_RUIE = ("ruie_as_released",)  # see test_paper_ruie.py
+AFTER = {*MODELS, *AFTER_DRO, *AFTER_RUIE}
+WHOLE = sorted({path.stem for path in PAPER.glob("*.yaml")} - AFTER)
 # Where a misspelt key is tried. The names of learning rates are free here; configure_optimizers
 # compares them with the weights.
 SELECTOR = ("model", "init_args", "selector")
