@@ -21,7 +21,7 @@ from lightning_rag.data.readers.synthetic import SyntheticQuestions, SyntheticRe
 from lightning_rag.errors import UserError
 from lightning_rag.functional.contrastive import info_nce
 from lightning_rag.functional.distillation import kl_distillation
-from lightning_rag.methods.demonstrations import choose_passages
+from lightning_rag.methods.demonstrations import Choice, choose_passages
 from lightning_rag.methods.preferences import agreement, drawn
 from lightning_rag.methods.ruie import Ruie
 from lightning_rag.tasks.keywords import TOKENS
@@ -318,6 +318,45 @@ def test_distil_loss_by_hand(extraction: RagDataModule, mask: Any) -> None:
     total = 0.2 * contrastive + divergence
     torch.testing.assert_close(found.total, total, **near)
     assert float(found.terms["left_out"]) == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize(
+    ("temperature", "blocks", "contrastive", "distillation", "total"),
+    [
+        (1.0, ("qp", "pq", "qq", "pp"), 2.526661, 0.541760, 1.047092),
+        (1.0, ("qp", "pq"), 2.230743, 0.541760, 0.987908),
+        (0.01, ("qp", "pq", "qq", "pp"), 103.482807, 69.961346, 90.657907),
+        (0.01, ("qp", "pq"), 91.202347, 69.961346, 88.201815),
+    ],
+)
+def test_the_released_figures(
+    extraction: RagDataModule,
+    temperature: float,
+    blocks: Any,
+    contrastive: float,
+    distillation: float,
+    total: float,
+) -> None:
+    """Section 17b of the notes on RUIE: given vectors, teacher's scores and logits."""
+    method = attached(extraction, temperature=temperature, blocks=blocks, reward_size=4)
+    i, j = torch.arange(6.0, dtype=torch.float64)[:, None], torch.arange(4.0, dtype=torch.float64)
+    queries, passages = (1 + 3 * i[:2] + j).sin(), (1 + 2 * i + j).cos()
+    method._queries = lambda batch: queries / queries.norm(dim=1, keepdim=True)
+    unit = passages / passages.norm(dim=1, keepdim=True)
+    method._passages = lambda choice, queries: unit.view(2, 3, 4)
+    teacher = torch.tensor([[2, 0.5, -1], [0.3, 0.1, -100]], dtype=torch.float64)
+    rows = torch.arange(8)
+    method._choice = lambda *arguments: Choice(rows[:6].view(2, 3), teacher)
+    method.bank.put(torch.arange(20), dict.fromkeys(("reward", "preference"), torch.zeros(20)), 20)
+    batch = batch_of(extraction, [0, 1])
+    found = method.distil_loss(batch)
+    assert found.terms["contrastive"].item() == pytest.approx(contrastive, abs=1e-5)
+    assert found.terms["distillation"].item() == pytest.approx(distillation, abs=1e-5)
+    assert found.total.item() == pytest.approx(total, abs=1e-5)
+    logits = torch.tensor([2, 1, 0, -1, 0, 3, -1, 0.5])
+    method._choice = lambda *arguments: Choice(rows.view(2, 4), torch.zeros(2, 4))
+    method.reward.forward = lambda queries, passages: logits
+    assert method.reward_loss(batch).total.item() == pytest.approx(1.790057, abs=1e-5)
 
 
 def test_the_distil_loss_takes_its_numbers(relations: RagDataModule) -> None:
