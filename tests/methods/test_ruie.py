@@ -699,3 +699,33 @@ def test_other_tasks(data: str, request: pytest.FixtureRequest) -> None:
         assert float(found.terms["left_out"]) == 0
     method.refresh_index()
     assert len(method.answer(batch, method.retrieve(batch, 2))) == 6
+
+
+def test_the_models_learn_what_they_are_taught(
+    relations: RagDataModule, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By heart: the reward model which three the generator prefers, the retriever after it."""
+    method = attached(relations, subsample=8, temperature=0.1, reward_size=4)
+    batch = batch_of(relations, range(6))
+
+    def best(scores: Tensor) -> list[set[int]]:
+        return [set(columns) for columns in scores.topk(3).indices.tolist()]
+
+    def taught(group: str, loss: Callable[[RagBatch], Any], steps: int) -> None:
+        optimizer = torch.optim.AdamW(method.groups()[group].parameters(), lr=1e-2)
+        for step in range(steps):
+            monkeypatch.setattr(Ruie, "current_epoch", step)
+            optimizer.zero_grad()
+            loss(batch).total.backward()
+            optimizer.step()
+
+    wanted = best(banked(method)["preference"][:6])
+    everything = torch.ones(6, 8, dtype=torch.bool)
+    assert best(method.rewards(batch, everything)) != wanted
+    taught("reward", method.reward_loss, 60)
+    rewards = method.rewards(batch, everything)
+    assert best(rewards) == wanted
+    method.bank.put(batch.rows, {"reward": rewards}, 40)
+    assert best(method._inner_products(batch, anew=True)) != wanted
+    taught("retriever", method.distil_loss, 60)
+    assert best(method._inner_products(batch, anew=True)) == wanted
