@@ -194,25 +194,30 @@ class DecoderOnlyGenerator(Generator):
                 logits, cache, mask = self._read_nodes(batch)
             if wanted:
                 yield [i for *_, i, _ in wanted], [step for *_, step in wanted], logits
+            del logits  # by far the largest: not beside the next ones
             children = [(child, r) for r, node in enumerate(batch.nodes) for child in node.children]
             nodes, rows = [child for child, _ in children], [row for _, row in children]
             waiting += _batched(nodes, rows, cache, mask, token_budget)
+            del batch, cache  # what nothing follows goes before the next nodes come
 
     def _read_nodes(self, batch: WaitingNodes) -> tuple[Tensor, DynamicCache | None, Tensor]:
         """Read nodes after those before them: logits, and cache and mask of all that was read."""
         from transformers import DynamicCache
 
-        from lightning_rag.backbones.shared_cache import share
+        from lightning_rag.backbones.shared_cache import settle, share
 
+        followed = any(node.children for node in batch.nodes)
         padded = self._pad([Row(list(node.tokens), [0] * len(node.tokens)) for node in batch.nodes])
         if batch.cache is None or batch.mask is None:
-            kept = any(node.children for node in batch.nodes)
-            cache, mask = DynamicCache() if kept else None, padded.mask
-        else:
-            rows = torch.tensor(batch.rows, device=self.device)
-            cache = share(batch.cache, rows)
-            mask = torch.cat([batch.mask[rows], padded.mask], dim=1)
-        return self.logits(Inputs(padded.ids, None, mask), cache), cache, mask
+            cache, mask = DynamicCache() if followed else None, padded.mask
+            return self.logits(Inputs(padded.ids, None, mask), cache), cache, mask
+        rows = torch.tensor(batch.rows, device=self.device)
+        cache = share(batch.cache, rows, once=not followed)
+        mask = torch.cat([batch.mask[rows], padded.mask], dim=1)
+        logits = self.logits(Inputs(padded.ids, None, mask), cache)
+        if followed:
+            settle(cache)
+        return logits, cache, mask
 
     def logits(self, inputs: Inputs, cache: DynamicCache | None) -> Tensor:
         """Run the model over tokens (R, T) that follow those in the cache."""

@@ -17,6 +17,7 @@ from lightning_rag.functional.likelihood import sequence_log_likelihood
 from lightning_rag.types import Prompt
 
 ROWS_PER_CALL = 512  # prefixes of allowed answers that a decoder reads in one call
+TOKENS_AT_ONCE = 32  # tokens of answers whose logits are copied at the same time
 
 
 class Generator(PromptedBackbone, ABC):
@@ -110,7 +111,10 @@ class Generator(PromptedBackbone, ABC):
             scored = self._scored_logits([prompts[i] for i in chosen], answers, token_budget)
             for rows, steps, logits in scored:
                 labels = [answers[row][step] for row, step in zip(rows, steps, strict=True)]
-                table[rows, steps] = _log_p(logits, labels)
+                for start in range(0, len(rows), TOKENS_AT_ONCE):
+                    some = slice(start, start + TOKENS_AT_ONCE)
+                    table[rows[some], steps[some]] = _log_p(logits[some], labels[some])
+                del logits  # not beside the next ones
         finally:
             self.train(training)
         return _reduced(table, answers, reduction)[[numbers[key] for key in keys]]

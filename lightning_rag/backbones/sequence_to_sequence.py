@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -195,7 +196,7 @@ class SequenceToSequenceGenerator(Generator):
             sum(len(row.ids) for row in rows) + len(answer)
             for rows, answer in zip(inputs, answers, strict=True)
         ]
-        for together in _queries_together(prompts, lengths, token_budget):
+        for together in _read_together(prompts, inputs, lengths, token_budget):
             states = self._states_once([row for b in together for row in inputs[b]], token_budget)
             for batch in within_budget([lengths[b] for b in together], token_budget):
                 chosen = [together[c] for c in batch]
@@ -214,6 +215,7 @@ class SequenceToSequenceGenerator(Generator):
                     torch.tensor(steps, device=self.device),
                 )
                 yield [chosen[i] for i in rows], steps, logits
+                del logits  # by far the largest: not beside the next ones
 
     def _states_once(self, rows: Sequence[Row], token_budget: int) -> dict[RowKey, Tensor]:
         """Encode rows, equal ones once; return the states (length, D) of each."""
@@ -325,20 +327,29 @@ def _join(states: Tensor, mask: Tensor, counts: Sequence[int]) -> EncodedPrompts
     return EncodedPrompts(joined, joined_mask.long())
 
 
-def _queries_together(
-    prompts: Sequence[Prompt], lengths: Sequence[int], token_budget: int
+def _read_together(
+    prompts: Sequence[Prompt],
+    inputs: Sequence[Sequence[Row]],
+    lengths: Sequence[int],
+    token_budget: int,
 ) -> Iterator[list[int]]:
     """Yield the numbers of prompts whose encoder states are kept at the same time.
 
-    Prompts of the same query stay together, whatever the budget, and in their order otherwise.
+    Prompts that share an input with another one stay together with all of the same query, whatever
+    the budget, and in their order otherwise. The others go by length, within the budget.
     """
+    counts = Counter(row.key for rows in inputs for row in rows)
+    alone = [b for b, rows in enumerate(inputs) if all(counts[row.key] == 1 for row in rows)]
+    for chosen in within_budget([lengths[b] for b in alone], token_budget):
+        yield [alone[c] for c in chosen]
     groups: dict[str, list[int]] = {}
-    for b, prompt in enumerate(prompts):
-        groups.setdefault(prompt.query.text, []).append(b)
+    for b in sorted(set(range(len(prompts))) - set(alone)):
+        groups.setdefault(prompts[b].query.text, []).append(b)
     together: list[int] = []
     for group in groups.values():
         if together and sum(lengths[b] for b in [*together, *group]) > token_budget:
             yield together
             together = []
         together = together + group
-    yield together
+    if together:
+        yield together

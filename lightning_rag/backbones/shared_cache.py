@@ -23,11 +23,13 @@ class SharedLayer(DynamicLayer):  # type: ignore[no-untyped-call]
         keys: (B, heads, L, width) of the prompts.
         values: (B, heads, L, width).
         prompts: (R,) long, the prompt of each row.
+        once: the rows are read in one go: their own keys and values are not kept.
     """
 
-    def __init__(self, keys: Tensor, values: Tensor, prompts: Tensor) -> None:
+    def __init__(self, keys: Tensor, values: Tensor, prompts: Tensor, *, once: bool) -> None:
         self._shared = (keys, values)
         self._prompts = prompts
+        self._once = once
         self._own: list[Tensor | None] = [None, None]
         super().__init__()  # type: ignore[no-untyped-call]
         self.dtype, self.device = keys.dtype, keys.device
@@ -58,7 +60,10 @@ class SharedLayer(DynamicLayer):  # type: ignore[no-untyped-call]
         for i, new in enumerate((key_states, value_states)):
             own = self._own[i]
             self._own[i] = new if own is None else torch.cat([own, new], dim=-2)
-        return self.keys, self.values
+        joined = self.keys, self.values
+        if self._once:
+            self._own = [None, None]
+        return joined
 
     def get_seq_length(self) -> int:
         """Return the number of tokens of each row, those of its prompt included."""
@@ -74,17 +79,32 @@ class SharedLayer(DynamicLayer):  # type: ignore[no-untyped-call]
         return shared if own is None else torch.cat([shared, own], dim=-2)
 
 
-def share(cache: DynamicCache, prompts: Tensor) -> DynamicCache:
+def share(cache: DynamicCache, prompts: Tensor, *, once: bool = False) -> DynamicCache:
     """Return a cache of rows that go on from what another one holds, without a copy of it.
 
     Args:
         cache: keys and values of B prompts; it stays as it is.
         prompts: (R,) long, the prompt of each row.
+        once: nothing goes on from these rows, so their own keys and values are not kept.
     """
     shared = DynamicCache()
     layers = cast("list[DynamicLayer]", cache.layers)
     shared.layers = [
-        SharedLayer(cast("Tensor", layer.keys), cast("Tensor", layer.values), prompts)
+        SharedLayer(cast("Tensor", layer.keys), cast("Tensor", layer.values), prompts, once=once)
         for layer in layers
     ]
     return shared
+
+
+def settle(cache: DynamicCache) -> None:
+    """Put the keys and values of rows and of their prompts together for good, layer by layer.
+
+    What several other caches go on from is then put together once, not for each of them.
+
+    Args:
+        cache: one that `share` returned.
+    """
+    for number, layer in enumerate(cast("list[DynamicLayer]", cache.layers)):
+        whole = DynamicLayer()  # type: ignore[no-untyped-call]
+        whole.update(cast("Tensor", layer.keys), cast("Tensor", layer.values))
+        cache.layers[number] = whole

@@ -1,11 +1,13 @@
 """`score` and `sample`: what they save, and that they give what the plain ways give."""
 
 import itertools
+import weakref
 
 import pytest
 import torch
 
 from lightning_rag.backbones.continuation import proposal, sample_tokens
+from lightning_rag.functional.likelihood import sequence_log_likelihood
 from lightning_rag.types import Prompt, Rendered
 
 llama = pytest.mark.parametrize("generator", ["llama"], indirect=True)
@@ -155,6 +157,51 @@ def test_no_gradient_and_no_cache_where_nothing_follows(generator, lists, answer
     generator.score(lists, answers)
     assert caches
     assert all(cache is None for cache in caches)
+
+
+def test_logits_of_one_call_at_a_time(generator, lists, answers, monkeypatch):
+    """Those of the call before are gone, and few are copied for the softmax."""
+    monkeypatch.setattr("lightning_rag.backbones.decoder_only.LEAST_SAVING", 8)
+    monkeypatch.setattr("lightning_rag.backbones.generator.TOKENS_AT_ONCE", 3)
+    alive, copied = [], []
+
+    def forget(module, inputs, logits):
+        assert [reference() for reference in alive] == [None] * len(alive)
+        alive.append(weakref.ref(logits))
+
+    def counted(logits, labels):
+        copied.append(len(logits))
+        return sequence_log_likelihood(logits, labels)
+
+    expected = generator.score(lists, answers, token_budget=60)
+    generator.model.get_output_embeddings().register_forward_hook(forget)
+    monkeypatch.setattr("lightning_rag.backbones.generator.sequence_log_likelihood", counted)
+    assert torch.equal(generator.score(lists, answers, token_budget=60), expected)
+    assert len(alive) > 4
+    assert max(copied) == 3
+
+
+@pytest.mark.parametrize("generator", ["t5", "warm"], indirect=True)
+def test_inputs_that_nothing_shares_go_by_length(generator, prompts):
+    """Also where a query's prompts would exceed the budget, and whatever order they come in."""
+    passages = [" ".join(["the fox"] * length) for length in (9, 1, 5, 1, 9, 5)]
+    lists = [Prompt(p.query, (Rendered(text),)) for text in passages for p in prompts]
+    lengths = [
+        len(row.ids) + 2 for rows in generator._inputs(lists, 0) for row in rows
+    ]  # an answer of one word and its end
+    words = ["fox"] * len(lists)
+    assert {len(answer) for answer in generator._answers(words)} <= {2, 3}
+    shapes = []
+    generator.model.get_encoder().register_forward_pre_hook(
+        lambda _, args, given: shapes.append(given["attention_mask"].shape), with_kwargs=True
+    )
+    got = generator.score(lists, words, token_budget=90)
+    torch.testing.assert_close(got, generator.log_likelihood(lists, words), atol=1e-4, rtol=1e-5)
+    shapes.pop()  # log_likelihood's own
+    assert max(rows * length for rows, length in shapes) <= 90
+    read = sum(rows * length for rows, length in shapes)
+    assert read < 1.1 * sum(lengths)  # hardly any padding
+    assert [length for _, length in shapes] == sorted((n for _, n in shapes), reverse=True)
 
 
 def test_in_training_with_recomputed_activations(generator, lists, answers):

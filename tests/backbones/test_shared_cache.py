@@ -1,7 +1,7 @@
 import torch
 from transformers import DynamicCache
 
-from lightning_rag.backbones.shared_cache import share
+from lightning_rag.backbones.shared_cache import settle, share
 
 
 def filled(prompts, length, layers=2):
@@ -52,3 +52,34 @@ def test_the_gradient_reaches_the_prompts():
     assert keys.grad is not None
     assert torch.equal(keys.grad[0], torch.ones(1, 3, 2))
     assert torch.equal(keys.grad[1], torch.full((1, 3, 2), 2.0))
+
+
+def test_rows_that_nothing_follows_keep_nothing():
+    torch.manual_seed(0)
+    rows = torch.tensor([1, 0, 1])
+    cache = filled(2, 4)
+    kept, once = share(cache, rows), share(cache, rows, once=True)
+    for layer in range(2):
+        new = torch.randn(2, 3, 2, 5, 3).unbind()
+        for got, expected in zip(once.update(*new, layer), kept.update(*new, layer), strict=True):
+            assert torch.equal(got, expected)
+    assert (kept.get_seq_length(), once.get_seq_length()) == (9, 4)
+    assert all(layer.keys.shape == (3, 2, 4, 3) for layer in once.layers)
+
+
+def test_settled_rows_are_put_together_once():
+    torch.manual_seed(0)
+    shared = share(filled(2, 4), torch.tensor([1, 0, 1]))
+    for layer in range(2):
+        shared.update(*torch.randn(2, 3, 2, 5, 3).unbind(), layer)
+    before = [(layer.keys.clone(), layer.values.clone()) for layer in shared.layers]
+    settle(shared)
+    assert shared.get_seq_length() == 9
+    for layer, (keys, values) in zip(shared.layers, before, strict=True):
+        assert torch.equal(layer.keys, keys)
+        assert torch.equal(layer.values, values)
+        assert layer.keys.data_ptr() == layer.keys.data_ptr()  # stored, not made when asked for
+    further = share(shared, torch.tensor([2, 2, 0]))
+    new = torch.randn(2, 3, 2, 1, 3).unbind()
+    got, _ = further.update(*new, 1)
+    assert torch.equal(got, torch.cat([before[1][0][[2, 2, 0]], new[0]], dim=-2))
