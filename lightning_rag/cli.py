@@ -120,6 +120,11 @@ class RagCLI(LightningCLI):
         folder = run_folder(config) / "checkpoints"
         if config.ckpt_path in ("last", "best"):
             config.ckpt_path = str(folder / f"{config.ckpt_path}.ckpt")
+            if not Path(config.ckpt_path).exists() and (folder.parent / "estimates").is_dir():
+                raise UserError(
+                    f"ckpt_path: there is no checkpoint {config.ckpt_path} yet, but an estimate "
+                    "that was interrupted; legal: fit without --ckpt_path, which goes on with it"
+                )
         if config.ckpt_path is not None:
             _check_checkpoint(Path(config.ckpt_path), resumes=self.config.subcommand == "fit")
         if config.initial_weights is not None and self.config.subcommand == "fit":

@@ -420,7 +420,10 @@ def test_killed_within_estimates_and_continued(tmp_path: Path) -> None:
 
 
 def test_another_configuration_estimates_anew(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.syspath_prepend(str(HERE))
     monkeypatch.setattr(sys, "argv", ["lightning_rag"])
@@ -435,6 +438,8 @@ def test_another_configuration_estimates_anew(
         return [m for m in caplog.messages if "goes on" in m or "differs" in m]
 
     assert cut(6) == []
+    assert cli.main(command(tmp_path, "--ckpt_path=last")) == 1
+    assert "last.ckpt yet, but an estimate that was interrupted" in capsys.readouterr().err
     assert cut(1) == ["phase 'em_1': estimate goes on, 6 batches were found"]
     (told,) = cut(1, "--model.num_samples=2")
     assert told.endswith("their estimate differs in: settings model.init_args.num_samples")
