@@ -108,7 +108,7 @@ class SyntheticExtraction(Reader):
         validation: validation queries, of the same.
         test: test queries, of all tasks.
         demonstrations: relevant demonstrations of each query in the store.
-        distractors: demonstrations of each query with other key words that share a name with it.
+        distractors: demonstrations of each query with its town and other key words.
         copies: probability that a distractor shares all but the key word: the larger, the harder
             for a retriever by words.
         nothing: share of the key words which mean that there is nothing to extract.

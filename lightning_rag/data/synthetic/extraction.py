@@ -13,6 +13,7 @@ from lightning_rag.data.synthetic.words import (
     MAX_VERBS,
     SPLITS,
     check_range,
+    city_name,
     distinct,
     verb,
 )
@@ -22,12 +23,13 @@ from lightning_rag.types import Extraction, ExtractionKind, Fact, Instance, Ment
 
 # They come back in all tasks and splits, so that a name says nothing. Few and short: a small model
 # has to learn to copy them.
-NAMES = (
-    "Ada", "Ann", "Ben", "Bob", "Dan", "Eva", "Fay", "Gus", "Ida", "Ian", "Jim", "Kai",
-    "Lea", "Max", "Mia", "Ned", "Ola", "Pam", "Ray", "Sue", "Ted", "Tom", "Uma", "Zoe",
-)  # fmt: skip
+NAMES = ("Ann", "Bob", "Eva", "Jim", "Mia", "Tom")
+TOWNS = 500  # rare words that some demonstrations share with a query, for retrievers by words
 _NOUNS = ("fair", "hunt", "race")  # few, or those that match would outweigh the key word
-_OPENERS = ("Today", "Once", "Soon", "Later", "Now", "Then", "Often", "Here")
+_OPENERS = (
+    "Today", "Once", "Soon", "Later", "Now", "Then", "Often", "Here",
+    "There", "Again", "Maybe", "Still", "First", "Last", "Twice", "Surely",
+)  # fmt: skip
 
 
 class _Task(NamedTuple):
@@ -42,32 +44,32 @@ TASKS: Mapping[str, _Task] = {
     "NER_guild": _Task(
         "entities",
         ("baker", "weaver", "miller", "smith"),
-        "{opener} {key} {first} and {second} came.",
-        ("first", "second"),
+        "{opener} {key} {first} came to {town}.",
+        ("first",),
     ),
     "RE_guild": _Task(
         "relations",
         ("teacher", "rival", "partner", "debtor"),
-        "{opener} {first} {key} {second}.",
+        "{opener} {first} {key} {second} in {town}.",
         ("first", "second"),
     ),
     "EET_guild": _Task(
         "events",
         ("contest", "meeting", "sale", "escape"),
-        "{opener} {first} and {second} saw a {key} {noun}.",
+        "{opener} {first} saw a {key} {noun} in {town}.",
         ("noun",),
     ),
     "EEA_guild": _Task(
         "arguments",
         ("guest", "judge", "owner", "winner"),
-        "{opener} a {noun} {key} {first} and {second}.",
-        ("first", "second"),
+        "{opener} a {noun} {key} {first} in {town}.",
+        ("first",),
     ),
     # Its labels are other tasks' too, its sentences are of a kind of their own.
     "RE_harbour": _Task(
         "relations",
         ("owner", "rival", "judge", "partner"),
-        "{opener} by ship {first} {key} {second}.",
+        "{opener} by ship {first} {key} {second} in {town}.",
         ("first", "second"),
         held_out=True,
     ),
@@ -83,8 +85,9 @@ class ExtractionSizes:
         train: training queries, shared out among the held-in tasks as evenly as can be.
         validation: validation queries, of the held-in tasks too.
         test: test queries, of all tasks.
-        demonstrations: relevant demonstrations of each query (the same key word, other names).
-        distractors: demonstrations of each query with other key words that share a name with it.
+        demonstrations: relevant demonstrations of each query (the same key word and people, another
+            town).
+        distractors: demonstrations of each query with its town and other key words.
         copies: probability that a distractor shares all but the key word, which puts it before the
             relevant demonstration for a retriever by words. The larger, the harder.
         nothing: share of the key words which mean that there is nothing to extract.
@@ -118,11 +121,13 @@ class ExtractionSizes:
 def extraction_splits(sizes: ExtractionSizes, seed: int) -> Splits:
     """Make the extraction data.
 
-    Each sentence has a key word of its own, made up: "Soon Ann zelozzed Tom." Which mentions a
-    sentence has is known from its form; what they are hangs on the key word alone, so it can only
-    be read off the demonstration with the same key word: "teacher: Ann, Tom", or that there is
-    nothing to extract. The store holds the demonstrations and distractors of all queries, each of
-    its query's task, in an order that says nothing.
+    Each sentence has a key word of its own, made up: "Soon Ann zelozzed Tom in Stadham." Which
+    mentions a sentence has is known from its form; what they are hangs on the key word alone, so it
+    can only be read off the demonstration with the same key word: "teacher: Ann, Tom", or that
+    there is nothing to extract. That demonstration has the same people, so that its whole answer
+    can be copied: models of some hundred steps learn little more. The store holds the
+    demonstrations and distractors of all queries, each of its query's task, in an order that says
+    nothing.
 
     Args:
         sizes: how much of what.
@@ -132,6 +137,7 @@ def extraction_splits(sizes: ExtractionSizes, seed: int) -> Splits:
         Queries with the ids of their relevant demonstrations; those of "RE_harbour" are held out.
     """
     rng = random.Random(f"extraction {seed}")
+    towns = distinct(rng, TOWNS, city_name)
     counts = {split: getattr(sizes, split) for split in SPLITS}
     total = sum(counts.values())
     keys = iter(distinct(rng, total * (1 + sizes.distractors), verb))
@@ -144,21 +150,17 @@ def extraction_splits(sizes: ExtractionSizes, seed: int) -> Splits:
         queries[split] = []
         tasks = [name for name, task in TASKS.items() if split == "test" or not task.held_out]
         for row, task in enumerate(_balanced(rng, tasks, count)):
-            pair = rng.sample(NAMES, 2)
-            others = [name for name in NAMES if name not in pair]
             key = next(keys)
             label = _label(rng, task, sizes.nothing)
-            words = _words(rng, pair)
+            words = _words(rng, towns)
             relevant = []
             for _ in range(sizes.demonstrations):
                 relevant.append(next(places))
-                shown = _words(rng, rng.sample(others, 2))
-                if TASKS[task].kind == "arguments":  # the trigger stands in the record twice
-                    shown["noun"] = words["noun"]
-                store[relevant[-1]] = _record(task, shown, key, label)
+                other = {name: _words(rng, towns)[name] for name in ("opener", "town")}
+                store[relevant[-1]] = _record(task, {**words, **other}, key, label)
             for _ in range(sizes.distractors):
-                mixed = rng.sample([rng.choice(pair), rng.choice(others)], 2)
-                shown = words if rng.random() < sizes.copies else _words(rng, mixed)
+                shown = {**_words(rng, towns), "town": words["town"]}
+                shown = words if rng.random() < sizes.copies else shown
                 wrong = _label(rng, task, sizes.nothing)
                 store[next(places)] = _record(task, shown, next(keys), wrong)
             query = _record(task, words, key, label)
@@ -177,13 +179,15 @@ def _label(rng: random.Random, task: str, nothing: float) -> str:
     return "" if rng.random() < nothing else rng.choice(TASKS[task].schema)
 
 
-def _words(rng: random.Random, names: Sequence[str]) -> dict[str, str]:
-    """Return the words of a sentence but for the key word."""
+def _words(rng: random.Random, towns: Sequence[str]) -> dict[str, str]:
+    """Draw the words of a sentence but for the key word."""
+    first, second = rng.sample(NAMES, 2)
     return {
         "opener": rng.choice(_OPENERS),
-        "first": names[0],
-        "second": names[1],
+        "first": first,
+        "second": second,
         "noun": rng.choice(_NOUNS),
+        "town": rng.choice(towns),
     }
 
 
