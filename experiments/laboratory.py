@@ -23,7 +23,8 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 class Run:
     """One training: a file of `configs/method`, further arguments, a name for them, a seed.
 
-    With `weights_of` it is a test alone, of the weights of another run.
+    With `weights_of` it is a test alone, of the weights of another run; with `untrained` a test
+    alone, of the generator as its source has it.
     """
 
     method: str
@@ -31,6 +32,7 @@ class Run:
     seed: int
     arguments: tuple[str, ...] = ()
     weights_of: Run | None = None
+    untrained: bool = False
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:
@@ -77,7 +79,7 @@ class Laboratory:
 
     def train(self, runs: Sequence[Run]) -> None:
         """Train those of `runs` that are not finished, without looking at the test split."""
-        waiting = [run for run in runs if run.weights_of is None]
+        waiting = [run for run in runs if run.weights_of is None and not run.untrained]
         self._all("fit", [run for run in waiting if not self._trained(run)])
 
     def test(self, runs: Sequence[Run]) -> None:
@@ -137,7 +139,7 @@ class Laboratory:
         ]
         if command == "test":
             weights = self.folder(run.weights_of or run) / "checkpoints" / "best.ckpt"
-            arguments.append(f"--ckpt_path={weights}")
+            arguments += [] if run.untrained else [f"--ckpt_path={weights}"]
         else:
             arguments.append("--evaluate=false")
             if (folder / "checkpoints" / "last.ckpt").exists():
