@@ -119,7 +119,7 @@ class SyntheticExtraction(Reader):
 
     def __init__(
         self,
-        train: int = 800,
+        train: int = 1600,
         validation: int = 200,
         test: int = 400,
         demonstrations: int = 1,

@@ -96,7 +96,7 @@ class ExtractionSizes:
         UserError: if a value is not legal.
     """
 
-    train: int = 800
+    train: int = 1600
     validation: int = 200
     test: int = 400
     demonstrations: int = 1
