@@ -33,7 +33,13 @@ SWEPT = (5, 5)  # of the sweeps at a tenth, half as long
 METHODS = {
     "no_retrieval": (),
     "rag4re": ("--model.k=3", "--data.task.init_args.demonstration_text=mentions"),
-    "etrag": ("--model.candidates=random", "--model.k=5", "--model.temperature=0.02"),
+    "etrag": (
+        "--model.candidates=random",
+        "--model.pool_size=32",
+        "--model.k=5",
+        "--model.temperature=0.02",
+        "--model.learned_temperature=false",
+    ),
 }
 RANDOM = "--model.selection=random"  # neighbours, in training and in evaluation
 SWEEPS = {
