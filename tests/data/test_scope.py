@@ -269,10 +269,9 @@ def test_a_large_store_of_many_tasks_keeps_batches_fast():
         ScopedRows(own, queries, outside),
     )
     best = float("inf")
-    for _ in range(5):
-        start = time.perf_counter()
+    for _ in range(10):
+        start = time.process_time()  # and not the clock: other tests run beside this one
         batch = known.batch(range(count))
-        best = min(best, time.perf_counter() - start)
+        best = min(best, time.process_time() - start)
     assert len(batch.excluded_rows[0]) >= len(outside[queries[0]])
-    assert best / count < 1e-3  # measured: see the figure in the docstring of ScopedRows
-    print(best / count)
+    assert best / count < 1e-3  # about 0.2 ms on one core of its own

@@ -24,7 +24,7 @@ from lightning_rag.types import Extraction, ExtractionKind, Fact, Instance, Ment
 # They come back in all tasks and splits, so that a name says nothing. Few and short: a small model
 # has to learn to copy them.
 NAMES = ("Ann", "Bob", "Eva", "Jim", "Mia", "Tom")
-TOWNS = 500  # rare words that some demonstrations share with a query, for retrievers by words
+TOWNS = 1000  # rare words that some demonstrations share with a query, for retrievers by words
 _NOUNS = ("fair", "hunt", "race")  # few, or those that match would outweigh the key word
 _OPENERS = (
     "Today", "Once", "Soon", "Later", "Now", "Then", "Often", "Here",
