@@ -90,7 +90,8 @@ class RunFiles(Callback):
             self.warned = cut
             log.warning(
                 "texts longer than a model's limit were cut, so many times up to now: %s (limits: "
-                "generator.max_source_length and max_target_length, encoder.max_length)",
+                "generator.max_source_length and max_target_length, encoder.max_length, which "
+                "for a model that reads query and passage as one is that of both)",
                 ", ".join(f"{name}: {count}" for name, count in cut.items()),
             )
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_rag.data.store import PassageStore
+from lightning_rag.errors import UserError
 from lightning_rag.retrieval.pool import best_columns, random_columns
 from lightning_rag.types import Instance, RagBatch
 
@@ -136,6 +137,9 @@ def summary(
 ) -> dict[str, float]:
     """Average the figures of an estimate, and name the queries that are left out.
 
+    A phase without a single query to learn from would run to its end and leave the model as it is,
+    so that is an error.
+
     Args:
         rows: the bank's tensors (Q, …), those of `figures` among them.
         train: the training queries.
@@ -143,6 +147,9 @@ def summary(
 
     Returns:
         the mean of each figure over the queries that have it, NaN if none does.
+
+    Raises:
+        UserError: all queries are left out.
     """
     found = {}
     for name, values in rows.items():
@@ -150,6 +157,13 @@ def summary(
             known = values[values.isfinite()]
             found[name.removeprefix(FIGURE)] = float(known.mean()) if len(known) else math.nan
     left_out = rows[f"{FIGURE}left_out"].nonzero().flatten().tolist()
+    if len(left_out) == len(train):
+        raise UserError(
+            f"all {len(train)} training queries are left out: none has {positives} scored "
+            "candidates of its own task (model.positives) and one besides; legal: more "
+            "data.num_candidates, model.subsample or scores in the file of preferences, or fewer "
+            "model.positives"
+        )
     if left_out:
         ids = ", ".join(train[row].id for row in left_out[:5])
         log.warning(

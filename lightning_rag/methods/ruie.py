@@ -95,7 +95,9 @@ class Ruie(Method):
         mask_false_negatives: "same_answer" leaves passages of other queries out of the negatives
             that answer as the query does; the released code's filter has no effect.
         monitor: what selects the retriever's weights: the "task"'s metric, or the "agreement" of
-            its order of the candidates with the generator's, which needs no answers.
+            its order of the candidates with the generator's, which needs no answers. It is the
+            agreement in any case where answers do not show the retriever: with k = 0, or a `ranker`
+            other than "retriever".
         ranker: what ranks in evaluation; one checkpoint can be tested with each. "reward" and
             "preference" rank the first stage's candidates and read the gold answer, so they show
             what the retriever could reach at most.
@@ -240,7 +242,8 @@ class Ruie(Method):
 
     def phases(self) -> list[Phase]:
         """`reward`, unless the preferences teach the retriever themselves, and `distil`."""
-        (epochs, steps), by_agreement = self.distil_length, self.monitor == "agreement"
+        epochs, steps = self.distil_length
+        by_agreement = self.monitor == "agreement" or self.refresh_every is None
         distil = Phase(
             "distil",
             trains=("retriever",),

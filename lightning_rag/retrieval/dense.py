@@ -101,7 +101,11 @@ class Dense(FirstStage):
 
     def _loaded(self) -> Encoder:
         if self._pretrained is None:
-            self._pretrained = build_encoder(self.encoder, ()).eval()
+            # Rows of extra tokens are drawn. They are part of the fingerprint, so they must not
+            # hang on what was drawn before.
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(0)
+                self._pretrained = build_encoder(self.encoder, ()).eval()
         return self._pretrained
 
     def _embed_keys(self, encoder: Encoder, keys: Sequence[str]) -> Tensor:

@@ -10,6 +10,7 @@ from collections import Counter
 import pytest
 import torch
 
+from lightning_rag.errors import UserError
 from lightning_rag.methods.preferences import (
     agreement,
     drawn,
@@ -151,3 +152,13 @@ def test_the_data_are_as_the_tests_think(three_tasks) -> None:
         ("NER_one", "NER_two", "NER_held"), 10
     )
     assert {i.task for i in data.splits.train} == {"NER_one", "NER_two"}
+
+
+def test_a_phase_without_a_query_to_learn_from_is_an_error(three_tasks) -> None:
+    train = three_tasks().splits.train[:2]
+    scores, nothing = torch.full((2, 3), NAN), torch.zeros(2, 3, dtype=torch.bool)
+    rows = figures(scores, nothing, scores, torch.tensor([False, False]))
+    with pytest.raises(UserError, match="all 2 training queries are left out: none has 3 scored"):
+        summary(rows, train, 3)
+    one = figures(scores, nothing, scores, torch.tensor([False, True]))
+    assert summary(one, train, 3)["left_out"] == 0.5

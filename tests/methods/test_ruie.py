@@ -686,6 +686,19 @@ def test_phases(extraction: RagDataModule) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [{"ranker": "first_stage"}, {"ranker": "reward"}, {"ranker": "preference"}, {"k": 0}],
+)
+def test_answers_without_the_retriever_do_not_select_it(
+    extraction: RagDataModule, settings: dict[str, Any]
+) -> None:
+    """They are the same after every epoch, so the first weights would be the best."""
+    distil = attached(extraction, **settings).schedule[1]
+    assert distil.monitor == "agreement"
+    assert distil.validate is not None
+
+
 @pytest.mark.parametrize("data", ["relations", "questions"])
 def test_other_tasks(data: str, request: pytest.FixtureRequest) -> None:
     """Plain relation extraction, and passages without labels."""

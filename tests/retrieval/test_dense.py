@@ -11,6 +11,7 @@ import transformers
 from torch import nn
 
 from lightning_rag.backbones.config import EncoderConfig, Role, TinyConfig
+from lightning_rag.backbones.encoder import build_encoder
 from lightning_rag.data.candidates import SearchRequest
 from lightning_rag.errors import UserError
 from lightning_rag.retrieval import dense
@@ -171,6 +172,23 @@ def test_a_tiny_encoder_is_a_function_of_the_seed_and_leaves_the_generator_alone
     np.testing.assert_array_equal(once.ids, again.ids)
     np.testing.assert_array_equal(once.scores, again.scores)
     assert (once.scores != other.scores).any()
+
+
+def test_extra_tokens_are_the_same_rows_whatever_was_drawn_before(tmp_path):
+    """Else no run would find the embeddings of another one; their rows are drawn."""
+    tiny = TinyConfig(vocab_size=300, hidden_size=16, layers=1, heads=2)
+    made = build_encoder(EncoderConfig(tiny=tiny), ["the river runs", "the old town"])
+    made.model.save_pretrained(tmp_path)
+    made.tokenizer.save_pretrained(tmp_path)
+    config = EncoderConfig(source=str(tmp_path), extra_tokens=["<Keyword>", "</Keyword>"])
+    prints = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        expected = torch.rand(1)
+        torch.manual_seed(seed)
+        prints.append(Dense(config).fingerprint())
+        assert torch.rand(1) == expected
+    assert prints[0] == prints[1]
 
 
 def test_minilm_equals_transformers_and_exact_search(data_root):

