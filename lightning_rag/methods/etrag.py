@@ -206,6 +206,12 @@ class Etrag(Method):
 
     def _check_database(self) -> None:
         """Refuse a database, or a pool, that leaves a query with fewer than k instances."""
+        tasks = {instance.task for instance in self.data.splits.train}
+        if not self.exclude_self and len(tasks) > 1:
+            raise UserError(
+                "model.exclude_self is false, and the data are of several tasks, some of whose "
+                "instances a query must not have (data.scope); legal: true"
+            )
         if not self.exclude_self or self.candidates == "first_stage":
             return
         train = self.data.splits.train

@@ -495,6 +495,15 @@ def test_a_run_from_the_command_line(
 # --- bad input
 
 
+def test_a_query_may_not_have_itself_and_other_tasks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["lightning_rag"])
+    switches = ("--model.candidates=random", "--model.exclude_self=false")
+    assert cli.main(command(tmp_path, *switches, data="synthetic_extraction")) == 1
+    assert "model.exclude_self is false, and the data are of several" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
