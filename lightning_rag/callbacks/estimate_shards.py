@@ -220,11 +220,23 @@ def manifest_of(
         "device": method.device.type,
         "versions": {package: version(package) for package in PACKAGES},
         "settings": {
-            key: str(value)
+            key: _identity(value)
             for key, value in settings.items()
             if _within(key, SETTINGS) and not _within(key, NO_SETTINGS)
         },
     }
+
+
+def _identity(value: object) -> str:
+    """Return a setting as text; a file that it names counts by what is in it."""
+    text = str(value)
+    if isinstance(value, str | Path):
+        try:
+            content = Path(value).expanduser().read_bytes()
+        except (OSError, ValueError):  # no file: an ordinary setting
+            return text
+        return f"{text} {hashlib.sha256(content).hexdigest()}"
+    return text
 
 
 def _within(key: str, parts: tuple[str, ...]) -> bool:

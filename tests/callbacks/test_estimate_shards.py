@@ -449,3 +449,23 @@ def test_another_configuration_estimates_anew(
     assert cut(1, "--model.num_samples=2", "--overwrite=true") == []
     computed = (tmp_path / "computed").read_text().splitlines()
     assert computed == [f"em_1 {row}" for row in (*range(0, 28, 4), 0, 4, 0)]
+
+
+def test_a_file_counts_by_its_content(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A list of preferences or of a teacher that was corrected under its old name."""
+    monkeypatch.syspath_prepend(str(HERE))
+    monkeypatch.setattr(sys, "argv", ["lightning_rag"])
+    lists = tmp_path / "lists.jsonl"
+    for content in ("old", "old", "corrected"):
+        lists.write_text(content)
+        caplog.clear()
+        with (
+            caplog.at_level(logging.INFO, logger="lightning_rag"),
+            pytest.raises(RuntimeError, match="ended within an estimate"),
+        ):
+            cli.main(command(tmp_path, f"--model.teacher={lists}", *ended_in("em_1", 1)))
+        told = [m for m in caplog.messages if "goes on" in m or "differs" in m]
+        if content == "corrected":
+            assert told[0].endswith("their estimate differs in: settings model.init_args.teacher")
