@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,3 +45,38 @@ def golden() -> Callable[[str], dict[str, Any]]:
         return decode(json.loads(path.read_text(encoding="utf-8")))
 
     return read
+
+
+@pytest.fixture(scope="session")
+def in_processes() -> Callable[[Path, Sequence[Sequence[object]]], None]:
+    """Run a script in several processes at once, one for each list of arguments; none may fail."""
+
+    def run(script: Path, arguments: Sequence[Sequence[object]]) -> None:
+        # They import what this process imports, and need no network to find each other.
+        environment = {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(sys.path),
+            "OMP_NUM_THREADS": "1",
+        }
+        if sys.platform == "linux":
+            environment["GLOO_SOCKET_IFNAME"] = "lo"
+        started = [
+            subprocess.Popen(
+                [sys.executable, str(script), *map(str, given)],
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+            for given in arguments
+        ]
+        try:
+            for process in started:
+                said, _ = process.communicate(timeout=180)
+                assert process.returncode == 0, said
+        finally:
+            for process in started:
+                process.kill()
+                process.communicate()
+
+    return run

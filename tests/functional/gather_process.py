@@ -102,6 +102,7 @@ def main() -> None:
         "images": list(gather(torch.zeros(2 - rank, 3, 4, dtype=torch.bool)).shape),
     }
     (folder / f"{rank}.json").write_text(json.dumps(found), encoding="utf-8")
+    dist.barrier()  # no process leaves while another still waits for it
     dist.destroy_process_group()
 
 

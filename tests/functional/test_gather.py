@@ -1,8 +1,6 @@
 """Two processes of gloo on the CPU, against the whole batch in one."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -36,7 +34,7 @@ def released(golden):
 
 
 @pytest.fixture(scope="module")
-def found(released, tmp_path_factory):
+def found(released, in_processes, tmp_path_factory):
     """What each process found."""
     folder = tmp_path_factory.mktemp("shared")
     given = {
@@ -44,23 +42,7 @@ def found(released, tmp_path_factory):
         "released": [case["inputs"] for case in released],
     }
     (folder / "batches.json").write_text(json.dumps(given))
-    started = [
-        subprocess.Popen(
-            [sys.executable, str(SCRIPT), str(folder), str(rank), str(WORLD)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(WORLD)
-    ]
-    try:
-        for process in started:
-            said, _ = process.communicate(timeout=180)
-            assert process.returncode == 0, said
-    finally:
-        for process in started:
-            process.kill()
-            process.wait()
+    in_processes(SCRIPT, [(folder, rank, WORLD) for rank in range(WORLD)])
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(WORLD)]
 
 

@@ -81,6 +81,7 @@ def main() -> None:
         own = measured(method, list(range(start, start + shares[rank])))
         shared.append(averaged(own, world))
     torch.save({"whole": whole, "shared": shared}, folder / f"{rank}.pt")
+    dist.barrier()  # no process leaves while another still waits for it
     dist.destroy_process_group()
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,26 +12,10 @@ WORLD = 2
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory):
+def found(in_processes, tmp_path_factory):
     """What each process found."""
     folder = tmp_path_factory.mktemp("shared")
-    started = [
-        subprocess.Popen(
-            [sys.executable, str(SCRIPT), str(folder), str(rank), str(WORLD)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(WORLD)
-    ]
-    try:
-        for process in started:
-            said, _ = process.communicate(timeout=180)
-            assert process.returncode == 0, said
-    finally:
-        for process in started:
-            process.kill()
-            process.wait()
+    in_processes(SCRIPT, [(folder, rank, WORLD) for rank in range(WORLD)])
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(WORLD)]
 
 

@@ -126,4 +126,5 @@ if __name__ == "__main__":
         timeout=timedelta(seconds=60),
     )
     Path(out).write_text(json.dumps(compute(rank, world)), encoding="utf-8")
+    torch.distributed.barrier()  # no process leaves while another still waits for it
     torch.distributed.destroy_process_group()
