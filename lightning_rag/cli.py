@@ -148,10 +148,11 @@ class RagCLI(LightningCLI):
             if self.subcommand == "fit" and not config.ckpt_path:
                 _check_folder(folder, config)
                 callbacks.append(Replace(folder, estimates=config.overwrite))
-        callbacks += [CostLedger(), PhaseSchedule(folder / "checkpoints", _flat(config))]
+        settings = _flat(config)
+        callbacks += [CostLedger(), PhaseSchedule(folder / "checkpoints", settings)]
         callbacks += [IndexRefresh(), Evaluator()]
         if not rehearsed:
-            callbacks += [PredictionWriter(folder), RunFiles(folder, _flat(config))]
+            callbacks += [PredictionWriter(folder), RunFiles(folder, settings)]
         if config.initial_weights is not None and self.subcommand == "fit":
             callbacks.append(InitialWeights(Path(config.initial_weights)))
         if not rehearsed and config.trainer.enable_checkpointing is not False:

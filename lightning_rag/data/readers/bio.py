@@ -25,6 +25,13 @@ log = logging.getLogger(__name__)
 
 CrossNerDomain = Literal["ai", "literature", "music", "politics", "science"]
 
+_SHARED = {
+    "organisation": "organisation",
+    "person": "person",
+    "location": "location",
+    "country": "country",
+    "misc": "miscellaneous",
+}
 # As a schema lists them: the domain's own types first, those of all domains last.
 CROSSNER: Mapping[str, Mapping[str, str]] = {
     "ai": {
@@ -37,11 +44,7 @@ CROSSNER: Mapping[str, Mapping[str, str]] = {
         "metrics": "metric",
         "conference": "conference",
         "university": "university",
-        "organisation": "organisation",
-        "person": "person",
-        "location": "location",
-        "country": "country",
-        "misc": "miscellaneous",
+        **_SHARED,
     },
     "literature": {
         "writer": "writer",
@@ -51,11 +54,7 @@ CROSSNER: Mapping[str, Mapping[str, str]] = {
         "literarygenre": "literary genre",
         "award": "award",
         "event": "event",
-        "organisation": "organisation",
-        "person": "person",
-        "location": "location",
-        "country": "country",
-        "misc": "miscellaneous",
+        **_SHARED,
     },
     "music": {
         "musicalartist": "musical artist",
@@ -66,22 +65,14 @@ CROSSNER: Mapping[str, Mapping[str, str]] = {
         "musicalinstrument": "musical instrument",
         "award": "award",
         "event": "event",
-        "organisation": "organisation",
-        "person": "person",
-        "location": "location",
-        "country": "country",
-        "misc": "miscellaneous",
+        **_SHARED,
     },
     "politics": {
         "politician": "politician",
         "politicalparty": "political party",
         "election": "election",
         "event": "event",
-        "organisation": "organisation",
-        "person": "person",
-        "location": "location",
-        "country": "country",
-        "misc": "miscellaneous",
+        **_SHARED,
     },
     "science": {
         "scientist": "scientist",
@@ -96,11 +87,7 @@ CROSSNER: Mapping[str, Mapping[str, str]] = {
         "university": "university",
         "award": "award",
         "event": "event",
-        "organisation": "organisation",
-        "person": "person",
-        "location": "location",
-        "country": "country",
-        "misc": "miscellaneous",
+        **_SHARED,
     },
 }
 """Domain -> type as the files glue it together -> its words."""
