@@ -1,0 +1,1 @@
+"""Compares finished runs: reads their files alone, and writes one report."""
