@@ -32,7 +32,7 @@ ALLOWED: Mapping[str, set[str]] = {
     "methods": {"functional", "metrics", "tasks", "data", "backbones", "retrieval", *LEAVES},
     # Of the methods only what they share: no_concrete_method below.
     "callbacks": {"functional", "metrics", "methods", *LEAVES},
-    "comparison": {"functional", *LEAVES},
+    "comparison": {"functional", "metrics", *LEAVES},
     "sweep": {"cli", *LEAVES},
     "export": {"backbones", *LEAVES},
     "cli": {
