@@ -123,6 +123,46 @@ class Section:
         _check_name(self.name)
 
 
+@dataclass(frozen=True)
+class Report:
+    """Everything that the writers write.
+
+    Args:
+        title: its heading.
+        facts: (name, text) of what is compared, below the heading.
+        notes: what a reader must be warned of, such as systems that predict the same.
+        sections: its parts, in order.
+
+    Raises:
+        ValueError: two sections, or two tables or plots, of one name.
+    """
+
+    title: str
+    facts: tuple[tuple[str, str], ...]
+    notes: tuple[str, ...]
+    sections: tuple[Section, ...]
+
+    def __post_init__(self) -> None:
+        for what, names in (
+            ("sections", [section.name for section in self.sections]),
+            ("tables", [table.name for table in self.tables]),
+            ("plots", [plot.name for section in self.sections for plot in section.plots]),
+        ):
+            twice = sorted({name for name in names if names.count(name) > 1})
+            if twice:
+                raise ValueError(f"{what}: each name may occur once, got twice: {twice}")
+
+    @property
+    def tables(self) -> tuple[Table, ...]:
+        """Return the tables of all sections, in order."""
+        return tuple(table for section in self.sections for table in section.tables)
+
+    @property
+    def summary(self) -> tuple[str, ...]:
+        """Return what the sections say for the top of the report, in order."""
+        return tuple(sentence for section in self.sections for sentence in section.summary)
+
+
 def _check_name(name: str) -> None:
     if not NAME.fullmatch(name):
         raise ValueError(f"{name!r} must be small letters, digits, - and _: it names a file")
