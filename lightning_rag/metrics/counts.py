@@ -76,6 +76,23 @@ class Aggregation:
 
 
 MEAN = Aggregation("mean")
+MICRO_F1 = Aggregation("f1")
+
+
+def class_counts(
+    predicted: str | None, gold: str | None, *, correct: bool
+) -> dict[str, tuple[int, int, int]]:
+    """Return what a query with one answer adds to an F1, {class: (correct, predicted, gold)}.
+
+    Args:
+        predicted: the class that is predicted, None if it is none that counts.
+        gold: the class of the gold answer, None if it is none that counts.
+        correct: whether the prediction is right; equal classes may not be enough.
+    """
+    found = {} if predicted is None else {predicted: (0, 1, 0)}
+    if gold is not None:
+        found[gold] = (int(correct), int(predicted == gold), 1)
+    return found
 
 
 def classes(rows: Sequence[Count]) -> tuple[str, ...]:

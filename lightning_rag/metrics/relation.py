@@ -11,9 +11,17 @@ from typing import TypedDict
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 
-from lightning_rag.metrics.base import answered
+from lightning_rag.metrics.base import CountedMetric, answered
+from lightning_rag.metrics.counts import (
+    MICRO_F1,
+    Aggregation,
+    Count,
+    aggregate,
+    class_counts,
+    classes,
+    columns,
+)
 from lightning_rag.types import Predictions, RagBatch
 
 SEMEVAL2010_RELATIONS = (
@@ -31,8 +39,9 @@ SEMEVAL2010_LABELS = (
     *(f"{name}({order})" for name in SEMEVAL2010_RELATIONS for order in ("e1,e2", "e2,e1")),
     "Other",
 )
-# label -> row of its relation, whatever the direction; Other has none
-_RELATION_OF = {label: row // 2 for row, label in enumerate(SEMEVAL2010_LABELS[:-1])}
+# label -> its relation, whatever the direction; Other has none
+_RELATION_OF = {label: label.partition("(")[0] for label in SEMEVAL2010_LABELS[:-1]}
+SEMEVAL2010_F1 = Aggregation("f1", "macro", over="gold")
 
 
 class Repaired(str):
@@ -69,15 +78,23 @@ def _check_lengths(predictions: Sequence[str | None], targets: Sequence[str]) ->
 
 def _micro_counts(
     predictions: Sequence[str | None], targets: Sequence[str], negative: str | None
-) -> tuple[int, int, int]:
-    """Count the correct, predicted and gold relations; None predicts nothing."""
+) -> list[Count]:
+    """Count the labels of each record but the negative one; None predicts nothing."""
     _check_lengths(predictions, targets)
-    pairs = list(zip(predictions, targets, strict=True))
-    return (
-        sum(prediction == target != negative for prediction, target in pairs),
-        sum(prediction not in (None, negative) for prediction, _ in pairs),
-        sum(target != negative for _, target in pairs),
-    )
+    return [
+        class_counts(
+            None if prediction == negative else prediction,
+            None if target == negative else target,
+            correct=prediction == target,
+        )
+        for prediction, target in zip(predictions, targets, strict=True)
+    ]
+
+
+def _sums(rows: Sequence[Count]) -> tuple[int, int, int]:
+    """Return the correct, predicted and gold ones of all records and classes."""
+    correct, predicted, gold = columns(MICRO_F1, rows).sum(axis=0).tolist()
+    return int(correct), int(predicted), int(gold)
 
 
 def _micro_scores(correct: int, predicted: int, gold: int) -> PrecisionRecallF1:
@@ -111,7 +128,7 @@ def tacred_f1(
     Raises:
         ValueError: the two lists differ in length.
     """
-    return _micro_scores(*_micro_counts(predictions, targets, no_relation))
+    return _micro_scores(*_sums(_micro_counts(predictions, targets, no_relation)))
 
 
 def micro_f1(
@@ -135,7 +152,7 @@ def micro_f1(
     Raises:
         ValueError: the two lists differ in length.
     """
-    return _published_scores(*_label_counts(predictions, targets, labels))
+    return _published_scores(*_sums(_label_counts(predictions, targets, labels)))
 
 
 def negative_class_f1(
@@ -164,15 +181,17 @@ def negative_class_f1(
 
 def _label_counts(
     predictions: Sequence[str], targets: Sequence[str], labels: Collection[str]
-) -> tuple[int, int, int]:
-    """Count the correct, predicted and gold ones of `labels`."""
+) -> list[Count]:
+    """Count those labels of each record that are among `labels`."""
     _check_lengths(predictions, targets)
-    pairs = zip(predictions, targets, strict=True)
-    return (
-        sum(prediction == target and target in labels for prediction, target in pairs),
-        sum(prediction in labels for prediction in predictions),
-        sum(target in labels for target in targets),
-    )
+    return [
+        class_counts(
+            prediction if prediction in labels else None,
+            target if target in labels else None,
+            correct=prediction == target,
+        )
+        for prediction, target in zip(predictions, targets, strict=True)
+    ]
 
 
 def _published_scores(correct: int, predicted: int, gold: int) -> PrecisionRecallF1:
@@ -195,36 +214,21 @@ def accuracy(predictions: Sequence[str], targets: Sequence[str]) -> float:
     return correct / len(targets) if targets else 0.0
 
 
-def _semeval2010_counts(predictions: Sequence[str], targets: Sequence[str]) -> list[list[int]]:
-    """Count for each relation, both directions together: correct, predicted, gold; (9, 3)."""
+def _semeval2010_counts(predictions: Sequence[str], targets: Sequence[str]) -> list[Count]:
+    """Count the relations of each record, both directions together."""
     _check_lengths(predictions, targets)
-    counts = [[0, 0, 0] for _ in SEMEVAL2010_RELATIONS]
-    for prediction, target in zip(predictions, targets, strict=True):
+    for target in targets:
         if target not in SEMEVAL2010_LABELS:
             raise ValueError(
                 f"targets: expected a label of SemEval-2010 Task 8 with its direction, as "
                 f"{SEMEVAL2010_LABELS[0]!r}, or 'Other', got {target!r}"
             )
-        if prediction in _RELATION_OF:
-            counts[_RELATION_OF[prediction]][1] += 1
-        if target in _RELATION_OF:
-            counts[_RELATION_OF[target]][0] += prediction == target
-            counts[_RELATION_OF[target]][2] += 1
-    return counts
-
-
-def _semeval2010_scores(counts: list[list[int]]) -> SemEval2010Scores:
-    """Return the scores of the relations that the key holds, and their mean F1."""
-    per_relation: dict[str, PrecisionRecallF1] = {}
-    for relation, (correct, predicted, gold) in zip(SEMEVAL2010_RELATIONS, counts, strict=True):
-        if gold:
-            per_relation[relation] = {
-                "precision": correct / predicted if predicted else 0.0,
-                "recall": correct / gold,
-                "f1": 2 * correct / (predicted + gold),
-            }
-    total = sum(scores["f1"] for scores in per_relation.values())
-    return {"f1": total / max(len(per_relation), 1), "per_relation": per_relation}
+    return [
+        class_counts(
+            _RELATION_OF.get(prediction), _RELATION_OF.get(target), correct=prediction == target
+        )
+        for prediction, target in zip(predictions, targets, strict=True)
+    ]
 
 
 def semeval2010_f1(predictions: Sequence[str], targets: Sequence[str]) -> SemEval2010Scores:
@@ -249,14 +253,24 @@ def semeval2010_f1(predictions: Sequence[str], targets: Sequence[str]) -> SemEva
     Raises:
         ValueError: the two lists differ in length or a target is none of the 19 labels.
     """
-    return _semeval2010_scores(_semeval2010_counts(predictions, targets))
+    rows = _semeval2010_counts(predictions, targets)
+    sums = columns(SEMEVAL2010_F1, rows).sum(axis=0).reshape(-1, 4)[:, :3].astype(int)  # (C, 3)
+    of_class = dict(zip(classes(rows), sums.tolist(), strict=True))
+    return {
+        "f1": aggregate(SEMEVAL2010_F1, rows),
+        "per_relation": {
+            relation: _published_scores(*of_class[relation])
+            for relation in SEMEVAL2010_RELATIONS
+            if of_class.get(relation, [0, 0, 0])[2]
+        },
+    }
 
 
-class TacredF1(Metric):
+class TacredF1(CountedMetric):
     """Micro "precision", "recall" and "f1" over all labels but the negative one (`tacred_f1`).
 
     An answer that is none of the labels predicts nothing, as the negative label does;
-    `RelationAccuracy` tells how many there are.
+    `RelationAccuracy` tells how many there are. The counts are those of f1.
 
     Args:
         negative_label: the label that is no relation; None counts all labels, so that recall is
@@ -264,171 +278,131 @@ class TacredF1(Metric):
         labels: all labels of the task.
     """
 
-    full_state_update = False
-    higher_is_better = True
-    is_differentiable = False
-    counts: Tensor  # (3,) correct, predicted, gold
-
     def __init__(self, negative_label: str | None, labels: Sequence[str]) -> None:
-        super().__init__()
+        super().__init__(["f1"])
         self.negative_label = negative_label
         self.labels = frozenset(labels)
-        self.add_state("counts", torch.zeros(3, dtype=torch.long), dist_reduce_fx="sum")
 
-    def update(self, predictions: Predictions, batch: RagBatch) -> None:
-        """Count the queries of a batch.
+    def counts(self, predictions: Predictions, batch: RagBatch) -> dict[str, list[Count]]:
+        """Return the relations that each query has and is given.
 
         Raises:
             ValueError: an instance has no label or the predictions do not fit the batch.
         """
         pairs = answered(predictions, batch)
         answers = [text if text in self.labels else None for text, _ in pairs]
-        counts = _micro_counts(answers, [gold[0] for _, gold in pairs], self.negative_label)
-        self.counts = self.counts + torch.tensor(counts, device=self.device)
+        targets = [gold[0] for _, gold in pairs]
+        return {"f1": _micro_counts(answers, targets, self.negative_label)}
+
+    def aggregation(self, name: str) -> Aggregation:
+        """Return that of a micro F1: TACRED's conventions change precision and recall alone."""
+        return MICRO_F1
 
     def compute(self) -> dict[str, Tensor]:
         """Return the three scores."""
-        correct, predicted, gold = self.counts.tolist()
-        scores = _micro_scores(correct, predicted, gold)
-        return {
-            "precision": torch.tensor(scores["precision"], device=self.device),
-            "recall": torch.tensor(scores["recall"], device=self.device),
-            "f1": torch.tensor(scores["f1"], device=self.device),
-        }
+        return _named("", _micro_scores(*_sums(self.rows()["f1"])), self.device)
 
 
-class SemEval2010F1(Metric):
+class SemEval2010F1(CountedMetric):
     """The official "f1" of SemEval-2010 Task 8 (`semeval2010_f1`)."""
 
-    full_state_update = False
-    higher_is_better = True
-    is_differentiable = False
-    relation_counts: Tensor  # (9, 3) correct, predicted, gold
-
     def __init__(self) -> None:
-        super().__init__()
-        zeros = torch.zeros(len(SEMEVAL2010_RELATIONS), 3, dtype=torch.long)
-        self.add_state("relation_counts", zeros, dist_reduce_fx="sum")
+        super().__init__(["f1"])
 
-    def update(self, predictions: Predictions, batch: RagBatch) -> None:
-        """Count the queries of a batch.
+    def counts(self, predictions: Predictions, batch: RagBatch) -> dict[str, list[Count]]:
+        """Return the relations that each query has and is given.
 
         Raises:
             ValueError: an instance has no label of this task or the predictions do not fit.
         """
         targets = [gold[0] for _, gold in answered(predictions, batch)]
-        counts = _semeval2010_counts(predictions.texts, targets)
-        self.relation_counts = self.relation_counts + torch.tensor(counts, device=self.device)
+        return {"f1": _semeval2010_counts(predictions.texts, targets)}
 
-    def compute(self) -> dict[str, Tensor]:
-        """Return the macro F1."""
-        scores = _semeval2010_scores(self.relation_counts.tolist())
-        return {"f1": torch.tensor(scores["f1"], device=self.device)}
+    def aggregation(self, name: str) -> Aggregation:
+        """Return that of the macro F1 over the relations in the key."""
+        return SEMEVAL2010_F1
 
 
-class PublishedF1(Metric):
+class PublishedF1(CountedMetric):
     """Micro "<name>_precision", "<name>_recall" and "<name>_f1" over some labels (`micro_f1`).
 
     With the negative label alone they are the figures of RAG4RE's tables for TACRED and its
-    relabelled versions, with all 19 labels those for SemEval-2010 Task 8.
+    relabelled versions, with all 19 labels those for SemEval-2010 Task 8. The counts are those of
+    the F1.
 
     Args:
         name: what the logged names begin with.
         labels: the labels that count.
     """
 
-    full_state_update = False
-    higher_is_better = True
-    is_differentiable = False
-    label_counts: Tensor  # (3,) correct, predicted, gold
-
     def __init__(self, name: str, labels: Collection[str]) -> None:
-        super().__init__()
+        super().__init__([f"{name}_f1"])
         self.name = name
         self.labels = frozenset(labels)
-        self.add_state("label_counts", torch.zeros(3, dtype=torch.long), dist_reduce_fx="sum")
 
-    def update(self, predictions: Predictions, batch: RagBatch) -> None:
-        """Count the queries of a batch.
+    def counts(self, predictions: Predictions, batch: RagBatch) -> dict[str, list[Count]]:
+        """Return the labels that each query has and is given.
 
         Raises:
             ValueError: an instance has no label or the predictions do not fit the batch.
         """
         targets = [gold[0] for _, gold in answered(predictions, batch)]
-        counts = _label_counts(predictions.texts, targets, self.labels)
-        self.label_counts = self.label_counts + torch.tensor(counts, device=self.device)
+        return {f"{self.name}_f1": _label_counts(predictions.texts, targets, self.labels)}
+
+    def aggregation(self, name: str) -> Aggregation:
+        """Return that of a micro F1."""
+        return MICRO_F1
 
     def compute(self) -> dict[str, Tensor]:
         """Return the three scores."""
-        correct, predicted, gold = self.label_counts.tolist()
-        scores = _published_scores(correct, predicted, gold)
-        return {
-            f"{self.name}_precision": torch.tensor(scores["precision"], device=self.device),
-            f"{self.name}_recall": torch.tensor(scores["recall"], device=self.device),
-            f"{self.name}_f1": torch.tensor(scores["f1"], device=self.device),
-        }
+        scores = _published_scores(*_sums(self.rows()[f"{self.name}_f1"]))
+        return _named(f"{self.name}_", scores, self.device)
 
 
-class RepairedRate(Metric):
+def _named(lead: str, scores: PrecisionRecallF1, device: torch.device) -> dict[str, Tensor]:
+    """Return the three scores under their logged names."""
+    return {
+        f"{lead}precision": torch.tensor(scores["precision"], device=device),
+        f"{lead}recall": torch.tensor(scores["recall"], device=device),
+        f"{lead}f1": torch.tensor(scores["f1"], device=device),
+    }
+
+
+class RepairedRate(CountedMetric):
     """The share of answers that refinement turned into a label, "repaired_rate" (`Repaired`).
 
     What it could not turn into one is counted by `RelationAccuracy` as "invalid_rate".
     """
 
-    full_state_update = False
     higher_is_better = None
-    is_differentiable = False
-    repaired_counts: Tensor  # (2,) repaired, all
 
     def __init__(self) -> None:
-        super().__init__()
-        self.add_state("repaired_counts", torch.zeros(2, dtype=torch.long), dist_reduce_fx="sum")
+        super().__init__(["repaired_rate"])
 
-    def update(self, predictions: Predictions, batch: RagBatch) -> None:
-        """Count the queries of a batch, labelled or not."""
-        repaired = sum(isinstance(text, Repaired) for text in predictions.texts)
-        counts = torch.tensor([repaired, len(predictions.texts)], device=self.device)
-        self.repaired_counts = self.repaired_counts + counts
-
-    def compute(self) -> dict[str, Tensor]:
-        """Return the share, 0 when there was no query."""
-        repaired, total = self.repaired_counts
-        return {"repaired_rate": repaired / total.clamp(min=1)}
+    def counts(self, predictions: Predictions, batch: RagBatch) -> dict[str, list[Count]]:
+        """Return for each query, labelled or not, whether its answer was repaired."""
+        return {"repaired_rate": [int(isinstance(text, Repaired)) for text in predictions.texts]}
 
 
-class RelationAccuracy(Metric):
+class RelationAccuracy(CountedMetric):
     """The shares of correct predictions, "accuracy", and of those no label, "invalid_rate".
 
     Args:
         labels: all labels of the task.
     """
 
-    full_state_update = False
-    higher_is_better = True
-    is_differentiable = False
-    answer_counts: Tensor  # (3,) correct, invalid, all
-
     def __init__(self, labels: Sequence[str]) -> None:
-        super().__init__()
+        super().__init__(["accuracy", "invalid_rate"])
         self.labels = frozenset(labels)
-        self.add_state("answer_counts", torch.zeros(3, dtype=torch.long), dist_reduce_fx="sum")
 
-    def update(self, predictions: Predictions, batch: RagBatch) -> None:
-        """Count the queries of a batch.
+    def counts(self, predictions: Predictions, batch: RagBatch) -> dict[str, list[Count]]:
+        """Return for each query whether its answer is right, and whether it is no label.
 
         Raises:
             ValueError: an instance has no label or the predictions do not fit the batch.
         """
         pairs = answered(predictions, batch)
-        correct = sum(text == gold[0] for text, gold in pairs)
-        invalid = sum(text not in self.labels for text, _ in pairs)
-        counts = torch.tensor([correct, invalid, len(pairs)], device=self.device)
-        self.answer_counts = self.answer_counts + counts
-
-    def compute(self) -> dict[str, Tensor]:
-        """Return the two shares, 0 when there was no query."""
-        correct, invalid, total = self.answer_counts
         return {
-            "accuracy": correct / total.clamp(min=1),
-            "invalid_rate": invalid / total.clamp(min=1),
+            "accuracy": [int(text == gold[0]) for text, gold in pairs],
+            "invalid_rate": [int(text not in self.labels) for text, _ in pairs],
         }

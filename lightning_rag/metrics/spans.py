@@ -20,20 +20,18 @@ What the official one does that the clean one does not:
 
 from __future__ import annotations
 
-import json
 import re
 import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from functools import lru_cache
-from typing import NamedTuple, TypeVar, cast
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
-from torchmetrics.utilities import dim_zero_cat
 
-from lightning_rag.metrics.base import answered
+from lightning_rag.metrics.base import CountedMetric, answered
+from lightning_rag.metrics.counts import MEAN, MICRO_F1, Aggregation, Count, columns
 from lightning_rag.metrics.relation import PrecisionRecallF1
 from lightning_rag.types import Extraction, ExtractionKind, Instance, Predictions, RagBatch
 
@@ -42,7 +40,8 @@ Counts = tuple[int, int, int]  # correct, predicted, gold
 Fact = TypeVar("Fact", bound=Hashable)
 
 SCHEMAS_KEPT = 4096  # distinct schemas whose patterns stay in memory
-SCORERS = ("clean", "official")
+_LEADS = {"clean": "", "official": "official_"}  # scorer -> what its figures' names begin with
+MEAN_OF_TASKS = Aggregation("f1", "macro")
 
 _WORDS = r":[^;\n]+"  # what follows a label in the released pattern
 
@@ -278,27 +277,7 @@ def _by_label(
     return {name: (c[0], c[1], c[2]) for name, c in counts.items()}
 
 
-class _TaskCounts:
-    """What a metric knows of one task."""
-
-    def __init__(self) -> None:
-        self.held_out = False
-        self.counts: dict[str, dict[str, Counts]] = {scorer: {} for scorer in SCORERS}
-
-    def add(self, held_out: bool, counts: Mapping[str, Mapping[str, Sequence[int]]]) -> None:
-        """Add counts of labels."""
-        self.held_out = self.held_out or held_out
-        for scorer, of_labels in counts.items():
-            for label, new in of_labels.items():
-                old = self.counts[scorer].get(label, (0, 0, 0))
-                self.counts[scorer][label] = (old[0] + new[0], old[1] + new[1], old[2] + new[2])
-
-    def scores(self, scorer: str) -> PrecisionRecallF1:
-        """Return the micro scores over all labels."""
-        return _scores(_sum(self.counts[scorer].values()))
-
-
-class ExtractionF1(Metric):
+class ExtractionF1(CountedMetric):
     """The figures of both scorers, for each task and on average; all shares in [0, 1].
 
     - "f1" and "official_f1": micro F1 of each task (`Instance.task`), averaged over the tasks;
@@ -317,83 +296,65 @@ class ExtractionF1(Metric):
         per_type: report the labels.
     """
 
-    full_state_update = False
-    higher_is_better = True
-    is_differentiable = False
-    output_counts: Tensor  # (2,) unparsed, all
-    # Which tasks and labels there are is known at the end only, and processes may see others, so
-    # counts travel with their names: as lines of JSON, because states are tensors.
-    lines: list[Tensor] | Tensor  # each (bytes,) uint8
-
     def __init__(self, record: Callable[[Instance], str], per_type: bool = False) -> None:
-        super().__init__()
+        super().__init__(["unparsed_rate", *(f"{lead}f1" for lead in _LEADS.values())])
         self.record = record
         self.per_type = per_type
-        self.add_state("output_counts", torch.zeros(2, dtype=torch.long), dist_reduce_fx="sum")
-        self.add_state("lines", [], dist_reduce_fx="cat")
 
-    def update(self, predictions: Predictions, batch: RagBatch) -> None:
-        """Count the queries of a batch.
+    def counts(self, predictions: Predictions, batch: RagBatch) -> dict[str, list[Count]]:
+        """Return the facts of each query: by task, and those of a task by label.
+
+        A label "" stands for what the official scorer takes for a fact of no label of the schema.
 
         Raises:
             ValueError: an instance has no answer or no extraction, or the predictions do not fit.
         """
-        tasks: dict[str, _TaskCounts] = defaultdict(_TaskCounts)
-        unparsed = 0
-        for (text, _), instance in zip(answered(predictions, batch), batch.instances, strict=True):
+        pairs = list(zip(answered(predictions, batch), batch.instances, strict=True))
+        found: dict[str, list[Count]] = defaultdict(lambda: [None] * len(pairs))
+        for row, ((text, _), instance) in enumerate(pairs):
             scored = score_output(text, instance, self.record(instance))
-            tasks[instance.task].add(instance.held_out, scored.counts)
-            unparsed += scored.unparsed
-        counts = torch.tensor([unparsed, len(batch.instances)], device=self.device)
-        self.output_counts = self.output_counts + counts
-        line = json.dumps([[name, task.held_out, task.counts] for name, task in tasks.items()])
-        new = torch.tensor(list(f"{line}\n".encode()), dtype=torch.uint8, device=self.device)
-        cast(list[Tensor], self.lines).append(new)
+            found["unparsed_rate"][row] = int(scored.unparsed)
+            where = "held_out_f1" if instance.held_out else "held_in_f1"
+            path = f"{instance.task}/" if instance.task else ""
+            for scorer, lead in _LEADS.items():
+                labels = scored.counts[scorer]
+                for name in ("f1", where):
+                    found[f"{lead}{name}"][row] = {instance.task: _sum(labels.values())}
+                if instance.task:
+                    found[f"{lead}f1/{instance.task}"][row] = labels
+                for label, counts in labels.items() if self.per_type else ():
+                    if label:
+                        found[f"{lead}f1/{path}{label}"][row] = {label: counts}
+        return dict(found)
+
+    def aggregation(self, name: str) -> Aggregation:
+        """Return that of a mean over tasks, or of the micro F1 of one task or label."""
+        if name == "unparsed_rate":
+            return MEAN
+        return MICRO_F1 if "/" in name else MEAN_OF_TASKS
+
+    def rows(self) -> dict[str, list[Count]]:
+        """Return the counts of the figures that there are, without those of tasks held in alone."""
+        found = super().rows()
+        alone = "held_out_f1" not in found
+        return {
+            name: found[name]
+            for name in sorted(found)
+            if not (alone and name.endswith("held_in_f1") and "/" not in name)
+        }
 
     def compute(self) -> dict[str, Tensor]:
         """Return the figures, 0 where there was nothing to count."""
-        unparsed, total = self.output_counts
-        found = {"unparsed_rate": float(unparsed / total.clamp(min=1))}
-        tasks = self._tasks()
-        for scorer, lead in zip(SCORERS, ("", "official_"), strict=True):
-            f1 = {name: task.scores(scorer)["f1"] for name, task in tasks.items()}
-            found[f"{lead}f1"] = _mean(f1.values())
-            if any(task.held_out for task in tasks.values()):
-                held_in = [f1[name] for name, task in tasks.items() if not task.held_out]
-                if held_in:
-                    found[f"{lead}held_in_f1"] = _mean(held_in)
-                held_out = [f1[name] for name, task in tasks.items() if task.held_out]
-                found[f"{lead}held_out_f1"] = _mean(held_out)
-            for name, task in tasks.items():
-                if name:
-                    found[f"{lead}f1/{name}"] = f1[name]
-                if self.per_type:
-                    found.update(_detailed(name, task, scorer, lead))
-        return {name: torch.tensor(value, device=self.device) for name, value in found.items()}
-
-    def _tasks(self) -> dict[str, _TaskCounts]:
-        """Return what was counted of each task, by all processes."""
-        tasks: dict[str, _TaskCounts] = {}
-        if isinstance(self.lines, list) and not self.lines:
-            return tasks
-        text = bytes(dim_zero_cat(self.lines).tolist()).decode()
-        for line in text.splitlines():
-            for name, held_out, counts in json.loads(line):
-                tasks.setdefault(name, _TaskCounts()).add(held_out, counts)
-        return dict(sorted(tasks.items()))
-
-
-def _detailed(name: str, task: _TaskCounts, scorer: str, lead: str) -> dict[str, float]:
-    """Return precision, recall and F1 of a task and of its labels under their logged names."""
-    of_labels = {label: counts for label, counts in task.counts[scorer].items() if label}
-    groups = {name: _sum(task.counts[scorer].values())} if name else {}
-    path = f"{name}/" if name else ""
-    groups |= {f"{path}{label}": counts for label, counts in sorted(of_labels.items())}
-    return {
-        f"{lead}{score}/{group}": value
-        for group, counts in groups.items()
-        for score, value in cast(Mapping[str, float], _scores(counts)).items()
-    }
+        found = super().compute()
+        for name, rows in self.rows().items() if self.per_type else ():
+            lead, slash, group = name.partition("f1/")
+            if slash:
+                correct, predicted, gold = columns(MICRO_F1, rows).sum(axis=0).tolist()
+                scores = _scores((correct, predicted, gold))
+                for score in ("precision", "recall"):
+                    value = torch.tensor(scores[score], device=self.device)
+                    found[f"{lead}{score}/{group}"] = value
+        return found
 
 
 def _sum(counts: Iterable[Counts]) -> Counts:
@@ -401,8 +362,3 @@ def _sum(counts: Iterable[Counts]) -> Counts:
     for group in counts:
         total = [a + b for a, b in zip(total, group, strict=True)]
     return total[0], total[1], total[2]
-
-
-def _mean(values: Iterable[float]) -> float:
-    listed = list(values)
-    return sum(listed) / max(len(listed), 1)

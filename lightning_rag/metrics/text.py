@@ -28,15 +28,16 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 
-from lightning_rag.metrics.base import QueryMean, answered
+from lightning_rag.metrics.base import CountedMetric, QueryMean, answered
+from lightning_rag.metrics.counts import Aggregation, Count, aggregate, class_counts
 from lightning_rag.types import Predictions, RagBatch
 
 AnswerScore = Callable[[str, Sequence[str]], float]  # of a prediction and accepted answers
 
 ARTICLES = re.compile(r"\b(a|an|the)\b")
 DELETE_PUNCTUATION = str.maketrans("", "", string.punctuation)
+MACRO_F1 = Aggregation("f1", "macro")
 PUNCTUATION_TO_SPACE = str.maketrans(dict.fromkeys(string.punctuation, " "))
 
 
@@ -214,28 +215,25 @@ def macro_f1(predictions: Sequence[str], targets: Sequence[str], answers: Sequen
     Raises:
         ValueError: the two lists differ in length, or a target is no allowed answer.
     """
-    return _macro_mean(_answer_counts(predictions, targets, answers))
+    return aggregate(MACRO_F1, _answer_counts(predictions, targets, answers))
 
 
 def _answer_counts(
     predictions: Sequence[str], targets: Sequence[str], answers: Sequence[str]
-) -> list[list[int]]:
-    """Count for each of C allowed answers: correct, predicted, gold; (C, 3)."""
+) -> list[Count]:
+    """Count the allowed answers that each query has and is given."""
     if len(predictions) != len(targets):
         raise ValueError(
             f"predictions: expected {len(targets)}, as many as targets, got {len(predictions)}"
         )
     if foreign := set(targets).difference(answers):
         raise ValueError(f"targets: expected one of {list(answers)}, got {min(foreign)!r}")
-    correct = Counter(p for p, target in zip(predictions, targets, strict=True) if p == target)
-    predicted, gold = Counter(predictions), Counter(targets)
-    return [[correct[answer], predicted[answer], gold[answer]] for answer in answers]
-
-
-def _macro_mean(counts: list[list[int]]) -> float:
-    """Return the mean F1 of the answers that are predicted or gold."""
-    scores = [2 * correct / (p + gold) for correct, p, gold in counts if p + gold]
-    return sum(scores) / max(len(scores), 1)
+    return [
+        class_counts(
+            prediction if prediction in answers else None, target, correct=prediction == target
+        )
+        for prediction, target in zip(predictions, targets, strict=True)
+    ]
 
 
 Scorer = Literal["squad", "kilt", "dro"]
@@ -286,35 +284,26 @@ class TokenF1(QueryMean):
         return torch.tensor([self.score(text, answers) for text, answers in pairs])
 
 
-class MacroF1(Metric):
+class MacroF1(CountedMetric):
     """Mean F1 over the allowed answers, "macro_f1" (`macro_f1`).
 
     Args:
         answers: the allowed answers.
     """
 
-    full_state_update = False
-    higher_is_better = True
-    is_differentiable = False
-    class_counts: Tensor  # (C, 3) correct, predicted, gold
-
     def __init__(self, answers: Sequence[str]) -> None:
-        super().__init__()
+        super().__init__(["macro_f1"])
         self.answers = tuple(answers)
-        zeros = torch.zeros(len(self.answers), 3, dtype=torch.long)
-        self.add_state("class_counts", zeros, dist_reduce_fx="sum")
 
-    def update(self, predictions: Predictions, batch: RagBatch) -> None:
-        """Count the queries of a batch.
+    def counts(self, predictions: Predictions, batch: RagBatch) -> dict[str, list[Count]]:
+        """Return the answers that each query has and is given.
 
         Raises:
             ValueError: an instance has no allowed answer or the predictions do not fit the batch.
         """
         targets = [gold[0] for _, gold in answered(predictions, batch)]
-        counts = _answer_counts(predictions.texts, targets, self.answers)
-        self.class_counts = self.class_counts + torch.tensor(counts, device=self.device)
+        return {"macro_f1": _answer_counts(predictions.texts, targets, self.answers)}
 
-    def compute(self) -> dict[str, Tensor]:
-        """Return the mean, 0 when there was no query."""
-        mean = _macro_mean(self.class_counts.tolist())
-        return {"macro_f1": torch.tensor(mean, device=self.device)}
+    def aggregation(self, name: str) -> Aggregation:
+        """Return that of the macro F1 over the answers that are predicted or gold."""
+        return MACRO_F1
