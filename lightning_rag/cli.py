@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import torch
-from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
+from jsonargparse import ArgumentParser, Namespace, capture_parser, set_parsing_settings
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
@@ -36,6 +36,7 @@ from lightning_rag.callbacks.index_refresh import IndexRefresh
 from lightning_rag.callbacks.phases import PhaseSchedule
 from lightning_rag.callbacks.predictions import PredictionWriter
 from lightning_rag.callbacks.run_files import RunFiles
+from lightning_rag.configuration import configuration_hash, weights_name
 from lightning_rag.data.datamodule import RagDataModule
 from lightning_rag.errors import UserError
 from lightning_rag.export import export
@@ -152,7 +153,8 @@ class RagCLI(LightningCLI):
         callbacks += [CostLedger(), PhaseSchedule(folder / "checkpoints", settings)]
         callbacks += [IndexRefresh(), Evaluator()]
         if not rehearsed:
-            callbacks += [PredictionWriter(folder), RunFiles(folder, settings)]
+            configuration = configuration_of(config, self.subcommand)
+            callbacks += [PredictionWriter(folder), RunFiles(folder, settings, configuration)]
         if config.initial_weights is not None and self.subcommand == "fit":
             callbacks.append(InitialWeights(Path(config.initial_weights)))
         if not rehearsed and config.trainer.enable_checkpointing is not False:
@@ -229,6 +231,19 @@ def run_folder(config: Namespace) -> Path:
     return Path(config.runs).joinpath(*parts)
 
 
+def configuration_of(config: Namespace, subcommand: str | None) -> str:
+    """Return the hash of what a subcommand with this configuration computes, weights included."""
+    checkpoint, runs = config.ckpt_path, config.runs
+    weights = "" if config.initial_weights is None else weights_name(config.initial_weights, runs)
+    if subcommand == "test" and checkpoint is None:
+        weights = "untrained"
+    elif subcommand == "test":
+        own = run_folder(config) / "checkpoints" / "best.ckpt"
+        tested = weights_name(checkpoint, runs)
+        weights = weights if tested == weights_name(own, runs) else f"test of {tested}"
+    return configuration_hash(config.as_dict(), weights=weights)
+
+
 def _check_folder(folder: Path, config: Namespace) -> None:
     """Refuse to train over a run that is there; continuing it or replacing it must be said."""
     if config.overwrite or not any((folder / "checkpoints").glob("*.ckpt")):
@@ -292,8 +307,10 @@ def _export(words: Sequence[str]) -> None:
     export(Path(config.checkpoint), Path(config.output), merge=config.merge)
 
 
-def _train(words: Sequence[str] | None) -> None:
+def _train(words: Sequence[str] | None, *, exit_on_error: bool = True) -> None:
     """Run a subcommand of the Trainer; None takes the process's arguments."""
+    # An absolute ${…} follows a flag that overrides its target, in every subcommand.
+    set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
     RagCLI(
         Method,
         RagDataModule,
@@ -305,6 +322,7 @@ def _train(words: Sequence[str] | None) -> None:
             "parser_mode": "omegaconf+",
             # --trainer.max_epoch is a misspelt key, not a short one.
             "allow_abbrev": False,
+            "exit_on_error": exit_on_error,
             "epilog": "Beside these: export CHECKPOINT --output FOLDER, the models of a run for "
             "other tools (export --help).",
         },
@@ -312,6 +330,14 @@ def _train(words: Sequence[str] | None) -> None:
         save_config_kwargs={"overwrite": True},
         args=list(words) if words is not None else None,
     )
+
+
+def command_parser() -> ArgumentParser:
+    """Return the parser of fit, validate, test and predict; it raises ArgumentError, and lives on.
+
+    So many commands can be checked in one process before any of them runs.
+    """
+    return capture_parser(lambda: _train(None, exit_on_error=False))
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -322,8 +348,6 @@ def main(args: Sequence[str] | None = None) -> int:
     warnings.filterwarnings("ignore", message="'set_vital' is deprecated")
     # The loaders only cut ids into batches: workers would cost more than they bring.
     warnings.filterwarnings("ignore", message=".*does not have many workers")
-    # An absolute ${…} follows a flag that overrides its target, in every subcommand.
-    set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
     words = sys.argv[1:] if args is None else args
     try:
         if list(words[:1]) == ["export"]:

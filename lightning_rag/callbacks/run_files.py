@@ -39,11 +39,13 @@ class RunFiles(Callback):
     Args:
         folder: the run's folder.
         config: the run's configuration, for TensorBoard's HParams page.
+        configuration: its hash; `summary.json` keeps it, so that a sweep knows a finished run.
     """
 
-    def __init__(self, folder: Path, config: Mapping[str, Any]) -> None:
+    def __init__(self, folder: Path, config: Mapping[str, Any], configuration: str = "") -> None:
         self.folder = folder
         self.config = config
+        self.configuration = configuration
         self.curve: list[dict[str, Json]] = []
         self.warned: dict[str, int] = {}  # the counts of the last warning
 
@@ -122,6 +124,7 @@ class RunFiles(Callback):
         facts: dict[str, Json] = {
             "method": type(method).__name__,
             "seed": method.data.seed,
+            "configuration": self.configuration,
             "data": method.data.summary(),
             "phases": [phase.name for phase in method.schedule],
             "parameters": {
