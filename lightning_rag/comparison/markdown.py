@@ -10,8 +10,8 @@ from lightning_rag.comparison.tables import is_number, shown
 
 # What would be markup: emphasis, code, links, tables, struck-out text, mathematics.
 SPECIAL = re.compile(r"([\\`*_\[\]|~$])")
-# What is markup at the beginning of a line alone: headings, quotations, lists, rules.
-LEADING = re.compile(r"^(\s*)([#+=-]|\d+(?=[.)]))")
+# What is markup at the beginning of a line alone: headings, lists, rules; "1." and "1)".
+LEADING = re.compile(r"^(\d*)([#+=-]|(?<=\d)[.)](?=\s|$))")
 
 
 def as_markdown(report: Report) -> str:
@@ -45,7 +45,7 @@ def table_markdown(table: Table) -> str:
 def escaped(text: str) -> str:
     """Return a text that Markdown shows as it is; line breaks become `<br>`."""
     lines = [
-        LEADING.sub(r"\1\\\2", SPECIAL.sub(r"\\\1", escape(line, quote=False)))
+        LEADING.sub(r"\1\\\2", SPECIAL.sub(r"\\\1", escape(line.strip(), quote=False)))
         for line in text.splitlines()
     ]
     return "<br>".join(lines)

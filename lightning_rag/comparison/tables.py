@@ -67,7 +67,9 @@ def shown(cell: Cell, digits: int = 3) -> str:
         return "∞" if cell > 0 else f"{MINUS}∞"
     if isinstance(cell, int):
         return _signed(f"{cell:,}" if abs(cell) >= 10_000 else str(cell))
-    if cell and abs(cell) < 0.5 * 10**-digits:
+    if cell == 0:
+        return f"{0:.{digits}f}"  # without the sign of −0
+    if abs(cell) < 0.5 * 10**-digits:
         return _power(cell) if abs(cell) < 1e-4 else _signed(f"{cell:.1g}")
     if abs(cell) >= LARGE:
         return _power(cell)
@@ -139,3 +141,20 @@ def escaped_latex(text: str) -> str:
         lambda found: f"$^{{{found.group().translate(str.maketrans(RAISED, PLAIN))}}}$",
         escaped,
     )
+
+
+def as_text(table: Table) -> str:
+    """Return head and rows for a terminal, columns below each other."""
+    cells = [table.columns] + [
+        tuple(" ".join(shown(cell, table.digits).split()) for cell in row) for row in table.rows
+    ]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(table.columns))]
+    right = [is_number(table, i) for i in range(len(table.columns))]
+    lines = []
+    for row in cells:
+        padded = [
+            cell.rjust(width) if flush else cell.ljust(width)
+            for cell, width, flush in zip(row, widths, right, strict=True)
+        ]
+        lines.append("  ".join(padded).rstrip())
+    return "\n".join(lines)

@@ -74,7 +74,7 @@ def write_run(tmp_path: Path) -> WriteRun:
         accuracy = sum(right) / len(right)
         step: dict[str, object] = {"phase": "fit", "accuracy": accuracy}
         metrics = {
-            "validation": [{"step": 10 * n, **step, "accuracy": accuracy / n} for n in (2, 1)],
+            "validation": [{"step": 10 * n, **step, "accuracy": accuracy * n / 2} for n in (1, 2)],
             "test": {"accuracy": accuracy, "f1": accuracy, "recall@1": 1.0, "mrr": 1.0},
         }
         found: dict[str, object] = {
