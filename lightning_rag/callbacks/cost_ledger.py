@@ -5,7 +5,7 @@ from __future__ import annotations
 import resource
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,17 +18,26 @@ from lightning_rag.types import RagBatch
 
 Counters = dict[str, float]
 
+TRAINING = ("estimate", "refresh", "train")  # what training costs; the others look at what it did
+TEST = "test"  # what is booked under no phase
+
 
 class CostLedger(Callback):
     """Books seconds and tokens under the phase in which they were spent.
 
     `seconds/train` counts training batches, `seconds/evaluate` validation and test batches,
-    `seconds/estimate` a phase's estimate pass, `seconds/refresh` encoding the store again. Tokens
+    `seconds/estimate` a phase's estimate pass, `seconds/refresh` encoding the store again for an
+    index that training reads (one that only evaluation reads is a part of that). Tokens
     are non-padding tokens through each group's model. FLOPs are estimated from them: 2 per token
     and parameter that is no embedding for a forward pass, 6 with the backward pass where the group
     learns (Kaplan et al. 2020, arXiv 2001.08361, section 2.1). That leaves attention's quadratic
-    part out, and charges the tokens of an encoder-decoder with both of its halves.
+    part out, and charges the tokens of an encoder-decoder with both of its halves. `flops` is the
+    phase's sum, `flops/<what>` its parts.
     Memory is the process's peak resident size, and the device's peak where there is one.
+
+    After every validation the sums over all phases up to then are logged as `cost/<name>`, and what
+    `spent` returns as `cost/training/<name>`: these three mean the same for every method, whatever
+    its phases are and whether it has estimates or an index.
     """
 
     def __init__(self) -> None:
@@ -52,7 +61,7 @@ class CostLedger(Callback):
 
     def book(self, method: Method, what: str) -> None:
         """Book what was spent since `open` on `what`, under the current phase."""
-        name = "test" if method.trainer.testing else method.phase.name
+        name = TEST if method.trainer.testing else method.phase.name
         book = self.phases.setdefault(name, {})
         _add(book, f"seconds/{what}", time.perf_counter() - self._since)
         for group, count in _tokens(method).items():
@@ -63,7 +72,9 @@ class CostLedger(Callback):
             if group not in self._sizes:
                 self._sizes[group] = _parameters(method.groups()[group])
             _add(book, f"tokens/{group}/{what}", tokens)
-            _add(book, "flops", (6.0 if learns else 2.0) * self._sizes[group] * tokens)
+            flops = (6.0 if learns else 2.0) * self._sizes[group] * tokens
+            _add(book, "flops", flops)
+            _add(book, f"flops/{what}", flops)
         for memory, size in _peak_memory().items():
             book[memory] = max(book.get(memory, 0.0), size)
 
@@ -104,10 +115,9 @@ class CostLedger(Callback):
         self.book(as_method(pl_module), "evaluate")
         self.open(as_method(pl_module))
         if trainer.logger is not None:
-            trainer.logger.log_metrics(
-                {f"cost/{name}": value for name, value in self.totals().items()},
-                step=trainer.global_step,
-            )
+            costs = {f"cost/{name}": value for name, value in self.totals().items()}
+            costs |= {f"cost/training/{name}": value for name, value in self.spent().items()}
+            trainer.logger.log_metrics(costs, step=trainer.global_step)
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Open the books."""
@@ -128,17 +138,42 @@ class CostLedger(Callback):
                     _add(totals, name, value)
         return totals
 
+    def spent(self) -> Counters:
+        """Return what training has cost so far: `seconds`, `generator_tokens` and `flops`.
+
+        Steps, estimates and refreshes of the index count, over all phases; validations and tests do
+        not: how often a run is looked at is no part of its method.
+        """
+        books = [book for name, book in self.phases.items() if name != TEST]
+
+        def total(prefix: str) -> float:
+            return sum(book.get(f"{prefix}/{what}", 0.0) for book in books for what in TRAINING)
+
+        return {
+            "seconds": total("seconds"),
+            "generator_tokens": total("tokens/generator"),
+            "flops": total("flops"),
+        }
+
 
 @contextmanager
-def booked(method: Method, what: str) -> Iterator[None]:
-    """Book what happens inside as `what`, if the trainer keeps a ledger."""
+def booked(method: Method, what: str) -> Iterator[Callable[[], None]]:
+    """Book what happens inside as `what`, if the trainer keeps a ledger.
+
+    Yields:
+        A function that books what was spent up to now, for those who look at the books meanwhile.
+    """
     ledgers = [c for c in method.trainer.callbacks if isinstance(c, CostLedger)]  # type: ignore[attr-defined]
+
+    def book() -> None:
+        for ledger in ledgers:
+            ledger.book(method, what)
+            ledger.open(method)
+
     for ledger in ledgers:
         ledger.open(method)
-    yield
-    for ledger in ledgers:
-        ledger.book(method, what)
-        ledger.open(method)
+    yield book
+    book()
 
 
 def _add(book: Counters, name: str, value: float) -> None:

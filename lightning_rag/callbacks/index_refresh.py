@@ -71,7 +71,7 @@ class IndexRefresh(Callback):
         """Refresh at the steps of the schedule, and an index that does not fit the weights."""
         method, step = as_method(pl_module), trainer.global_step
         every, last = method.refresh_every, method.refreshed_at
-        if method.finished:
+        if method.finished or method.stopped:
             return  # no step is taken with this batch
         if every and last != step and (last < 0 or step % every == 0):
             self._refresh(method)
@@ -95,7 +95,8 @@ class IndexRefresh(Callback):
     def _refresh(self, method: Method) -> None:
         if method.refresh_every is None:
             return
-        with evaluating(method), booked(method, "refresh"):
+        # An index that training does not read is made for the evaluation alone.
+        with evaluating(method), booked(method, "refresh" if method.refresh_every else "evaluate"):
             method.refresh_index()
         method.refreshed_at = method.trainer.global_step
         log.info("index refreshed at step %d", method.refreshed_at)

@@ -6,7 +6,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -16,6 +16,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
+from lightning_rag.callbacks.budget import out_of_budget
 from lightning_rag.callbacks.checkpoints import save_checkpoint
 from lightning_rag.callbacks.cost_ledger import booked
 from lightning_rag.callbacks.estimate_shards import EstimateShards, Meter, manifest_of
@@ -122,6 +123,7 @@ class PhaseSchedule(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Freeze and unfreeze as the phase says; a finished run stops at once."""
         method = as_method(pl_module)
+        method.stopped = False
         self.superseded = self._estimated(method)  # a resumed run has their bank
         if method.finished:
             log.info("all phases of this run are finished")
@@ -198,12 +200,14 @@ class PhaseSchedule(Callback):
         if not method.finished:  # cut short by the trainer's own limit
             self._compare(trainer, method)
             self._load(trainer, method, self.best_of_series.file)
-        path = self.folder / "best.ckpt"
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        if not path.exists():
+        path, source = self.folder / "best.ckpt", self.folder / self.holds
+        if self.holds and source.exists():  # of an earlier phase, where the last has no best ones
+            _link(source, path)
+        else:
             save_checkpoint(trainer, path, resumable=False)
-        shutil.rmtree(self._shard_folder(), ignore_errors=True)
+        self._remove_shards(method)
 
     def _steps_done(self, method: Method) -> bool:
         steps = method.phase.steps
@@ -222,7 +226,11 @@ class PhaseSchedule(Callback):
         self.best = Best()
         length = f"{phase.epochs} epochs" if phase.epochs is not None else f"{phase.steps} steps"
         log.info("phase %r: trains %s, %s", phase.name, ", ".join(phase.trains), length)
-        self._estimate(trainer, method)
+        if not self._estimate(trainer, method):
+            self.begun, method.stopped = False, True
+            method.bank.clear()
+            log.warning("phase %r takes no step: the budget did not last for it", phase.name)
+            return
         if phase.start_from is not None:
             self._load(trainer, method, f"{phase.start_from}-best.ckpt")
         self._freeze(trainer, method)
@@ -232,11 +240,15 @@ class PhaseSchedule(Callback):
             for group in optimizer.param_groups:
                 group["lr"] = group["initial_lr"] * first
 
-    def _estimate(self, trainer: Trainer, method: Method) -> None:
-        """Run the phase's estimate, if it has one, over the training queries; fill the bank."""
+    def _estimate(self, trainer: Trainer, method: Method) -> bool:
+        """Run the phase's estimate, if it has one, over the training queries; fill the bank.
+
+        Returns:
+            Whether the budget lasted for it.
+        """
         phase, size = method.phase, len(method.data.splits.train)
         if phase.estimate is None:
-            return
+            return True
         method.bank.clear()
         method.eval()
         batches: Iterable[RagBatch] = method.data.estimate_dataloader()
@@ -246,10 +258,10 @@ class PhaseSchedule(Callback):
         hidden = trainer.progress_bar_callback is None
         shown = tqdm(batches, desc=f"Estimate {phase.name}", disable=hidden, leave=False)
         context, told = trainer.precision_plugin.forward_context(), time.monotonic()
-        with booked(method, "estimate"), torch.no_grad(), context:
+        with booked(method, "estimate") as book, torch.no_grad(), context:
             shards, meter = None if rehearsed else self._shards(trainer, method), Meter(method)
             done = self._restore(method, shards, meter) if shards is not None else set()
-            for index, batch in enumerate(shown):
+            for index, batch in enumerate(_affordable(shown, trainer, book)):
                 if index in done:
                     continue
                 torch.manual_seed(
@@ -267,8 +279,12 @@ class PhaseSchedule(Callback):
                     )
             if shards is not None:
                 shards.flush()
+            book()
+            if out_of_budget(trainer):
+                return False
             if phase.summarize is not None:
                 self._report(trainer, phase.name, phase.summarize(method.bank.tensors))
+        return True
 
     def _shards(self, trainer: Trainer, method: Method) -> EstimateShards:
         """Return the files of the current phase's estimate."""
@@ -302,6 +318,15 @@ class PhaseSchedule(Callback):
         if not trainer.fast_dev_run:  # type: ignore[attr-defined]
             for name in names:
                 shutil.rmtree(self._shard_folder() / name, ignore_errors=True)
+
+    def _remove_shards(self, method: Method) -> None:
+        """Remove all shards but those of an estimate that a larger budget can go on with."""
+        unfinished = [method.phase.name] if method.stopped else []
+        for path in self._shard_folder().glob("*"):
+            if path.name not in unfinished:
+                shutil.rmtree(path, ignore_errors=True)
+        if not unfinished:
+            shutil.rmtree(self._shard_folder(), ignore_errors=True)
 
     def _report(self, trainer: Trainer, phase: str, figures: Mapping[str, float]) -> None:
         """Log what the summary of an estimate says, and keep it for `summary.json`."""
@@ -379,6 +404,17 @@ def _file(method: Method) -> str:
     """Return the name of the checkpoint with the best weights of the current phase."""
     alone, last = not method.phase.series, method.phase_index == len(method.schedule) - 1
     return "best.ckpt" if alone and last else f"{method.phase.name}-best.ckpt"
+
+
+def _affordable(
+    batches: Iterable[RagBatch], trainer: Trainer, book: Callable[[], None]
+) -> Iterator[RagBatch]:
+    """Pass on the batches of an estimate while the budget lasts, as `book` finds it."""
+    for batch in batches:
+        book()
+        if out_of_budget(trainer):
+            return
+        yield batch
 
 
 def _link(source: Path, target: Path) -> None:

@@ -55,6 +55,7 @@ class Method(LightningModule, ABC):
         refresh_every: optimiser steps between two refreshes of the index; 0 = before evaluation
             only; None = the method has no index.
         refreshed_at: global step of the last refresh; -1 = the index does not fit the weights.
+        stopped: whether no further step may be taken, though phases are left (a used up budget).
         index: (M, …) the vectors of the store as last refreshed, a buffer that is not persistent.
     """
 
@@ -81,6 +82,7 @@ class Method(LightningModule, ABC):
         self.phase_index = 0
         self.phase_start = 0  # global step at which the phase began
         self.refreshed_at = -1
+        self.stopped = False
         self._data: RagDataModule | None = None
         self._phases: list[Phase] | None = None
 
@@ -232,9 +234,10 @@ class Method(LightningModule, ABC):
     def on_train_batch_start(self, batch: RagBatch, batch_idx: int) -> int | None:
         """Draw the step's randomness from (seed, step) alone, so that a resumed run repeats it.
 
-        Returns -1, Lightning's word for leaving the epoch, if the last phase has just ended.
+        Returns -1, Lightning's word for leaving the epoch, if the last phase has just ended, or no
+        further one can begin.
         """
-        if self.finished:
+        if self.finished or self.stopped:
             return -1
         # Batches whose gradients are accumulated share a step, and must not share their dropout.
         torch.manual_seed((self.data.seed * 1_000_003 + self.global_step) * 1_000_003 + batch_idx)
