@@ -11,6 +11,8 @@ from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torchmetrics import MetricCollection
 
 from lightning_rag.methods.base import as_method
+from lightning_rag.metrics.base import CountedMetric
+from lightning_rag.metrics.counts import Aggregation, Count
 from lightning_rag.metrics.retrieval import among
 from lightning_rag.types import Evaluated, RagBatch, Retrieved
 
@@ -23,6 +25,23 @@ class Evaluator(Callback):
 
     def __init__(self) -> None:
         self.metrics: MetricCollection | None = None
+
+    def counts(self) -> dict[str, list[Count]]:
+        """Return what every query so far added to each figure, in the order of the queries.
+
+        A metric that does not say so (a task's own, no `CountedMetric`) has none.
+        """
+        return {name: rows for metric in self._counted() for name, rows in metric.rows().items()}
+
+    def aggregations(self) -> dict[str, Aggregation]:
+        """Return how the figures of `counts` come out of it."""
+        return {
+            name: metric.aggregation(name) for metric in self._counted() for name in metric.rows()
+        }
+
+    def _counted(self) -> list[CountedMetric]:
+        found = [] if self.metrics is None else list(self.metrics.values())
+        return [metric for metric in found if isinstance(metric, CountedMetric)]
 
     def _start(self, module: LightningModule) -> None:
         self.metrics = as_method(module).data.metrics().to(module.device)

@@ -1,28 +1,46 @@
-"""Writes what was predicted and retrieved: `predictions.jsonl`, and a text page in TensorBoard."""
+"""Writes what was predicted and retrieved: `predictions.jsonl`, `passages.jsonl`, a text page."""
 
 from __future__ import annotations
 
 import html
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import cast
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 
+from lightning_rag.callbacks.evaluator import Evaluator
 from lightning_rag.files import Json, write_jsonl
-from lightning_rag.methods.base import as_method
-from lightning_rag.types import Evaluated, RagBatch, Retrieved
+from lightning_rag.methods.base import Method, as_method
+from lightning_rag.metrics.counts import Count
+from lightning_rag.metrics.retrieval import among, best_rows
+from lightning_rag.types import Evaluated, Passage, RagBatch
 
 Row = dict[str, Json]
+
+DEPTH = 50  # passages of a ranking that are kept
 
 
 class PredictionWriter(Callback):
     """Collects a row for every query of `test` and `predict`.
 
-    A row of `predictions.jsonl` (test) or `predictions-<split>.jsonl` (predict) holds `id`,
-    `target` (all accepted answers), `prediction`, and of the retrieved passages, best first,
-    `retrieved` (ids) and `scores`.
+    A row of `predictions.jsonl` (test) or `predictions-<split>.jsonl` (predict) holds
+
+    - `id`, `task` (of unified information extraction), `text` (the query as the generator reads
+      it), `target` (all accepted answers), `prediction`;
+    - of the retrieved passages, best first, `retrieved` (ids) and `scores`;
+    - `ranked`, the ids of the first passages of the method's ranking (`DEPTH` at most), in the
+      order in which the metrics rank them, and `ranked_relevant`, 1 for a relevant one;
+      `first_stage` and `first_stage_relevant` of the first stage's ranking; `relevant`, the number
+      of relevant passages in the store;
+    - after a test, `counts`: what the query adds to each figure that it counts in
+      (`metrics.counts`).
+
+    A test writes `passages.jsonl` beside it: `id`, `text` (as the generator reads it) and `label`
+    (where it has one) of every passage that is among `retrieved`, each once.
 
     Args:
         folder: the run's folder.
@@ -33,15 +51,19 @@ class PredictionWriter(Callback):
         self.folder = folder
         self.shown = shown
         self.rows: list[Row] = []
+        self.passages: dict[str, Row] = {}
         self.page: list[str] = []
+
+    def _start(self) -> None:
+        self.rows, self.passages, self.page = [], {}, []
 
     def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start afresh."""
-        self.rows, self.page = [], []
+        self._start()
 
     def on_predict_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start afresh."""
-        self.rows, self.page = [], []
+        self._start()
 
     def on_test_batch_end(
         self,
@@ -68,8 +90,12 @@ class PredictionWriter(Callback):
         self._collect(pl_module, cast(Evaluated, outputs), batch)
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write `predictions.jsonl` and the text page."""
-        self._write(trainer, "predictions.jsonl")
+        """Write `predictions.jsonl`, `passages.jsonl` and the text page."""
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, Evaluator):
+                _add_counts(self.rows, callback.counts())
+        self._write(trainer, "predictions.jsonl", self.rows)
+        self._write(trainer, "passages.jsonl", self.passages.values())
         if trainer.is_global_zero and isinstance(trainer.logger, TensorBoardLogger):
             trainer.logger.experiment.add_text(
                 "test/retrieved", "\n\n".join(self.page), trainer.global_step
@@ -78,34 +104,57 @@ class PredictionWriter(Callback):
     def on_predict_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write `predictions-<split>.jsonl`."""
         split = as_method(pl_module).data.predict_split
-        self._write(trainer, f"predictions-{split}.jsonl")
+        self._write(trainer, f"predictions-{split}.jsonl", self.rows)
 
     def _collect(self, module: LightningModule, outputs: Evaluated, batch: RagBatch) -> None:
         method = as_method(module)
-        retrieved: Retrieved = outputs["retrieved"]
+        store, task = method.data.store, method.data.task
+        predictions, retrieved = outputs["predictions"], outputs["retrieved"]
+        orders = {
+            "ranked": best_rows(predictions.ranking, retrieved.candidate_ids, DEPTH),
+            "first_stage": best_rows(batch.candidate_scores, batch.candidate_ids, DEPTH),
+        }
         for index, (instance, text) in enumerate(
-            zip(batch.instances, outputs["predictions"].texts, strict=True)
+            zip(batch.instances, predictions.texts, strict=True)
         ):
-            chosen = [p for p in retrieved.positions[index].tolist() if p >= 0]
-            passages = [method.data.store[int(retrieved.candidate_ids[index, p])] for p in chosen]
-            scores: list[Json] = [float(retrieved.scores[index, p]) for p in chosen]
-            self.rows.append(
-                {
-                    "id": instance.id,
-                    "target": list(instance.answers),
-                    "prediction": text,
-                    "retrieved": [passage.id for passage in passages],
-                    "scores": scores,
-                }
-            )
+            columns = [p for p in retrieved.positions[index].tolist() if p >= 0]
+            chosen = [store[int(retrieved.candidate_ids[index, p])] for p in columns]
+            query, relevant = task.source(instance).text, batch.relevant_rows[index]
+            row: Row = {"id": instance.id}
+            if instance.task:
+                row["task"] = instance.task
+            row |= {"text": query, "target": list(instance.answers), "prediction": text}
+            row["retrieved"] = [passage.id for passage in chosen]
+            row["scores"] = [float(retrieved.scores[index, p]) for p in columns]
+            for name, rankings in orders.items():
+                ranking = rankings[index]
+                row[name] = [store[place].id for place in ranking]
+                row[f"{name}_relevant"] = among(torch.tensor(ranking, dtype=torch.long), relevant).int().tolist()
+            row["relevant"] = len(relevant)
+            self.rows.append(row)
+            shown = [(passage.id, self._passage(method, passage)) for passage in chosen]
             if len(self.page) < self.shown:
-                shown = [(p.id, method.render(p).text) for p in passages]
-                query = method.data.task.source(instance).text
                 self.page.append(_markdown(query, instance.answers, text, shown))
 
-    def _write(self, trainer: Trainer, name: str) -> None:
+    def _passage(self, method: Method, passage: Passage) -> str:
+        """Return a passage as the generator reads it, and keep it for `passages.jsonl`."""
+        if passage.id not in self.passages:
+            row: Row = {"id": passage.id, "text": method.render(passage).text}
+            if passage.instance is not None and passage.instance.answers:
+                row["label"] = passage.instance.answers[0]
+            self.passages[passage.id] = row
+        return str(self.passages[passage.id]["text"])
+
+    def _write(self, trainer: Trainer, name: str, rows: Iterable[Row]) -> None:
         if trainer.is_global_zero:
-            write_jsonl(self.folder / name, self.rows)
+            write_jsonl(self.folder / name, rows)
+
+
+def _add_counts(rows: Sequence[Row], counts: Mapping[str, Sequence[Count]]) -> None:
+    """Give each row what it adds to each figure that it counts in."""
+    for index, row in enumerate(rows):
+        added = {name: values[index] for name, values in counts.items()}
+        row["counts"] = {name: cast(Json, v) for name, v in added.items() if v is not None}
 
 
 def _markdown(

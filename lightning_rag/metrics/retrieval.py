@@ -44,6 +44,31 @@ def ranked_hits(ranking: Tensor, relevance: Tensor, candidate_ids: Tensor | None
         )
     if candidate_ids is None:
         candidate_ids = torch.arange(ranking.shape[1], device=ranking.device).expand_as(ranking)
+    order, scores = _ordered(ranking, candidate_ids)
+    return (relevance > 0).gather(1, order) & (scores > -torch.inf)
+
+
+def best_rows(ranking: Tensor, candidate_ids: Tensor, depth: int) -> list[list[int]]:
+    """Return the best candidates of each query, in the order in which the metrics rank them.
+
+    Args:
+        ranking: (B, N) score of each candidate, larger is better, -inf = not retrieved.
+        candidate_ids: (B, N) rows in the passage store, -1 = padding.
+        depth: number of candidates that are returned at most.
+
+    Returns:
+        B lists of rows, best first.
+
+    Raises:
+        ValueError: the shapes differ or a score is NaN.
+    """
+    order, scores = _ordered(ranking, candidate_ids)
+    rows = candidate_ids.gather(1, order).masked_fill(scores == -torch.inf, -1)[:, :depth]
+    return [[row for row in found if row >= 0] for found in rows.tolist()]
+
+
+def _ordered(ranking: Tensor, candidate_ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the columns (B, N), best first, and their scores in this order, -inf = none."""
     if candidate_ids.shape != ranking.shape:
         raise ValueError(
             f"candidate_ids: expected the shape of ranking, {tuple(ranking.shape)}, "
@@ -53,10 +78,10 @@ def ranked_hits(ranking: Tensor, relevance: Tensor, candidate_ids: Tensor | None
         raise ValueError("ranking: expected numbers, or -inf for what was not retrieved, got NaN")
     scores = ranking.detach().float().masked_fill(candidate_ids < 0, -torch.inf)  # (B, N)
     scores = scores + 0.0  # turns -0 into 0: some sorting kernels hold them apart
-    hits = (relevance > 0) & (scores > -torch.inf)  # (B, N)
     by_id = candidate_ids.argsort(dim=1, descending=True, stable=True)  # (B, N)
     by_score = scores.gather(1, by_id).argsort(dim=1, descending=True, stable=True)  # (B, N)
-    return hits.gather(1, by_id).gather(1, by_score)
+    order = by_id.gather(1, by_score)  # (B, N)
+    return order, scores.gather(1, order)
 
 
 def _check(hits: Tensor, relevant_count: Tensor) -> None:
