@@ -1,0 +1,1 @@
+"""Trains and tests many runs from one file, and compares them."""
