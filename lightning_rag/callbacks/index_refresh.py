@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lightning_rag.callbacks.cost_ledger import booked
+from lightning_rag.callbacks.staleness import overlap, probe
 from lightning_rag.errors import UserError
 from lightning_rag.methods.base import Method, as_method
 from lightning_rag.types import RagBatch
@@ -25,9 +26,18 @@ class IndexRefresh(Callback):
     begins with a refresh. A validation refreshes only an index that is stale, that is, older than
     the last step. What training reads is kept in `last.ckpt`: a resumed run needs the vectors of
     the killed one, not new ones.
+
+    A refresh of a stale index within the training looks some training queries up before and after
+    it, with the encoder as it is: `overlap@k` is the share of the first k passages that the two
+    have in common (`callbacks.staleness`), 1 for an index that is as good as a fresh one.
+
+    Attributes:
+        staleness: for each of these refreshes `step`, `since`, the step of the refresh before, and
+            `overlap@k`, which is also logged as `index/overlap@k`.
     """
 
     def __init__(self) -> None:
+        self.staleness: list[dict[str, float]] = []
         self.method: Method | None = None
         self.kept: dict[str, Any] = {}  # of a checkpoint, until the method has its index
 
@@ -41,11 +51,12 @@ class IndexRefresh(Callback):
         if method is None or method.refresh_every is None:
             return {}
         index = {"index": method.index} if method.refresh_every else {}
-        return {"refreshed_at": method.refreshed_at, **index}
+        return {"refreshed_at": method.refreshed_at, "staleness": self.staleness, **index}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take the state of a checkpoint."""
         self.kept = state_dict
+        self.staleness = state_dict.get("staleness", [])
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Give a resumed method its index back.
@@ -97,9 +108,23 @@ class IndexRefresh(Callback):
             return
         # An index that training does not read is made for the evaluation alone.
         with evaluating(method), booked(method, "refresh" if method.refresh_every else "evaluate"):
-            method.refresh_index()
+            self._refresh_and_compare(method)
         method.refreshed_at = method.trainer.global_step
         log.info("index refreshed at step %d", method.refreshed_at)
+
+    def _refresh_and_compare(self, method: Method) -> None:
+        """Refresh the index; if training made it stale, find out how stale it was."""
+        step, since = method.trainer.global_step, method.refreshed_at
+        if method.trainer.state.fn != "fit" or since in (-1, step):
+            method.refresh_index()
+            return
+        stale = probe(method)
+        method.refresh_index()
+        share = overlap(stale, probe(method))
+        name = f"overlap@{method.k}"
+        self.staleness.append({"step": step, "since": since, name: share})
+        for logger in method.trainer.loggers:
+            logger.log_metrics({f"index/{name}": share}, step=step)
 
 
 @contextmanager

@@ -19,9 +19,12 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from lightning_rag.callbacks.cost_ledger import CostLedger
+from lightning_rag.callbacks.evaluator import Evaluator
+from lightning_rag.callbacks.index_refresh import IndexRefresh
 from lightning_rag.callbacks.phases import PhaseSchedule
 from lightning_rag.files import Json, write_json
 from lightning_rag.methods.base import Method, as_method
+from lightning_rag.metrics.counts import METRICS_VERSION
 
 log = logging.getLogger(__name__)
 
@@ -32,9 +35,13 @@ class RunFiles(Callback):
     """Writes what `compare` reads, as soon as it is known.
 
     `metrics.json` holds the validation curve (`validation`: step, phase and metrics of every
-    validation) and the test metrics (`test`). `summary.json` holds method, seed, the hashes of the
-    data, the phases, their cost, the figures of their estimates (null = not finite), and under
-    `fit` and `test` when, where and with which code each was run.
+    validation) and the test metrics (`test`). `summary.json` holds method, task, seed, the hash of
+    the configuration, the hashes of the data, the phases and the groups that they train
+    (`trained`), their cost, the figures of their estimates (null = not finite), how stale an index
+    was when training refreshed it (`staleness`), and under `fit` and `test` when, where and with
+    which code each was run. Its `metrics` says which metric selects models (`monitor`), of which
+    version the figures are, and how they come out of the `counts` of `predictions.jsonl`
+    (`aggregations`, of those that do).
 
     Args:
         folder: the run's folder.
@@ -107,13 +114,6 @@ class RunFiles(Callback):
             return
         path = self.folder / "summary.json"
         before = _read(path)
-        costs = dict(before.get("cost", {}))
-        estimates = dict(before.get("estimates", {}))
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, CostLedger):
-                costs.update(callback.phases)
-            if isinstance(callback, PhaseSchedule):
-                estimates.update(_finite(callback.estimates))
         circumstances: dict[str, Json] = {
             "commit": commit(),
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -123,17 +123,38 @@ class RunFiles(Callback):
         }
         facts: dict[str, Json] = {
             "method": type(method).__name__,
+            "task": type(method.data.task).__name__,
             "seed": method.data.seed,
             "configuration": self.configuration,
             "data": method.data.summary(),
             "phases": [phase.name for phase in method.schedule],
+            "trained": [*sorted({name for phase in method.schedule for name in phase.trains})],
             "parameters": {
                 name: sum(p.numel() for p in group.parameters())
                 for name, group in method.groups().items()
             },
         }
-        found: dict[str, Json] = {"cost": costs, "estimates": estimates}
-        write_json(path, {**before, **facts, stage: circumstances, **found})
+        facts |= _records(trainer, method, before)
+        write_json(path, {**before, **facts, stage: circumstances})
+
+
+def _records(trainer: Trainer, method: Method, before: Mapping[str, Any]) -> dict[str, Json]:
+    """Return what the callbacks know, with what an earlier process wrote of other phases."""
+    costs, estimates = dict(before.get("cost", {})), dict(before.get("estimates", {}))
+    monitor = method.data.task.monitor
+    metrics: dict[str, Json] = {"version": METRICS_VERSION, "monitor": monitor}
+    found: dict[str, Json] = {"cost": costs, "estimates": estimates, "metrics": metrics}
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, CostLedger):
+            costs.update(callback.phases)
+        if isinstance(callback, PhaseSchedule):
+            estimates.update(_finite(callback.estimates))
+        if isinstance(callback, IndexRefresh) and callback.staleness:
+            found["staleness"] = [dict(point) for point in callback.staleness]
+        if isinstance(callback, Evaluator) and trainer.state.fn == "test":
+            how = callback.aggregations().items()
+            metrics["aggregations"] = {name: one.to_json() for name, one in how}
+    return found
 
 
 def _truncated(method: Method) -> dict[str, int]:
