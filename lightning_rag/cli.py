@@ -1,6 +1,7 @@
 """The command line: `python -m lightning_rag.cli {fit,validate,test,predict} --config …`.
 
-Beside these, which are the Trainer's, there is `export CHECKPOINT --output FOLDER`.
+Beside these, which are the Trainer's, there are `compare RUNS… --output FOLDER` and
+`export CHECKPOINT --output FOLDER`.
 """
 
 from __future__ import annotations
@@ -176,7 +177,7 @@ class RagCLI(LightningCLI):
 
 
 class RunConfig(SaveConfigCallback):
-    """Writes `config.yaml` when training begins; `test` and `predict` leave it alone."""
+    """Writes `config.yaml` when training begins; a `test` alone, of another run's weights, too."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Write nothing yet: data and models may turn out not to fit, and then there is no run."""
@@ -187,6 +188,16 @@ class RunConfig(SaveConfigCallback):
             return
         config = self.config.clone()
         config.ckpt_path, config.overwrite = None, False
+        self._save(trainer, config)
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save what is tested, and with whose weights, where there was no training."""
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        if not (run_folder(self.config) / "config.yaml").exists():
+            self._save(trainer, self.config)
+
+    def _save(self, trainer: Trainer, config: Namespace) -> None:
         if trainer.is_global_zero:
             folder = run_folder(config)
             folder.mkdir(parents=True, exist_ok=True)
@@ -284,6 +295,40 @@ def _flat(config: Namespace) -> dict[str, str | int | float | bool]:
     return flat
 
 
+def _compare(words: Sequence[str]) -> None:
+    """Run `compare`: one report on finished runs."""
+    parser = ArgumentParser(
+        prog="python -m lightning_rag.cli compare",
+        description="Compare finished runs by their files alone, and write one report: "
+        "report.html, report.md, tables, plots, and a run for TensorBoard.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("runs", type=str, nargs="+", help="Folders of runs, or above them.")
+    parser.add_argument(
+        "--output", type=str, required=True, help="A new folder, or one with a former report."
+    )
+    parser.add_argument(
+        "--metric", type=str | None, default=None, help="Compare by it; null = the task's own."
+    )
+    parser.add_argument("--resamples", type=int, default=10_000, help="Of bootstraps and tests.")
+    parser.add_argument("--confidence", type=float, default=0.95, help="Of all intervals.")
+    parser.add_argument("--seed", type=int, default=0, help="Of the resampling.")
+    parser.add_argument("--examples", type=int, default=20, help="Queries that are shown.")
+    config = parser.parse_args(list(words))
+    # Here, because matplotlib and statsmodels take a second that no other command needs to wait.
+    from lightning_rag.comparison.compare import compare
+
+    compare(
+        config.runs,
+        config.output,
+        metric=config.metric,
+        resamples=config.resamples,
+        confidence=config.confidence,
+        seed=config.seed,
+        examples=config.examples,
+    )
+
+
 def _export(words: Sequence[str]) -> None:
     """Run `export`: a run's models as folders that other tools load."""
     parser = ArgumentParser(
@@ -323,8 +368,9 @@ def _train(words: Sequence[str] | None, *, exit_on_error: bool = True) -> None:
             # --trainer.max_epoch is a misspelt key, not a short one.
             "allow_abbrev": False,
             "exit_on_error": exit_on_error,
-            "epilog": "Beside these: export CHECKPOINT --output FOLDER, the models of a run for "
-            "other tools (export --help).",
+            "epilog": "Beside these: compare RUNS… --output FOLDER, one report on finished runs; "
+            "export CHECKPOINT --output FOLDER, the models of a run for other tools (each has "
+            "--help).",
         },
         save_config_callback=RunConfig,
         save_config_kwargs={"overwrite": True},
@@ -352,6 +398,8 @@ def main(args: Sequence[str] | None = None) -> int:
     try:
         if list(words[:1]) == ["export"]:
             _export(words[1:])
+        elif list(words[:1]) == ["compare"]:
+            _compare(words[1:])
         else:
             _train(args)
     except Exception as error:

@@ -86,9 +86,8 @@ def _signed(text: str) -> str:
 
 
 def is_number(table: Table, column: int) -> bool:
-    """Return whether a column holds numbers alone: it is then set flush right."""
-    cells = [row[column] for row in table.rows if row[column] is not None]
-    return bool(cells) and not any(isinstance(cell, str) for cell in cells)
+    """Return whether a column holds numbers alone, or none at all: it is then set flush right."""
+    return bool(table.rows) and not any(isinstance(row[column], str) for row in table.rows)
 
 
 def as_csv(table: Table) -> str:
