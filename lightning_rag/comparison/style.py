@@ -8,13 +8,14 @@ thing that tells two systems apart.
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.transforms import ScaledTranslation
 
 # From the palettes of Okabe and Ito (2008), Tol (2021) and Petroff (2021), those that stand off
 # white paper (contrast 3 or more) and off one another for people who see no red or no green.
@@ -64,6 +65,7 @@ def canvas(
     columns: int = 1,
     rows: int = 1,
     *,
+    widths: Sequence[float] | None = None,
     share_x: bool = False,
     share_y: bool = False,
 ) -> tuple[Figure, list[Axes]]:
@@ -74,11 +76,14 @@ def canvas(
         height: inches.
         columns: panels beside each other.
         rows: panels below each other.
+        widths: of the columns, as shares; equal when absent.
         share_x: whether all panels have one horizontal scale.
         share_y: whether all panels have one vertical scale.
     """
     figure = Figure(figsize=(width, height), layout="constrained", facecolor=PAPER)
-    panels = figure.subplots(rows, columns, sharex=share_x, sharey=share_y, squeeze=False)
+    panels = figure.subplots(
+        rows, columns, sharex=share_x, sharey=share_y, squeeze=False, width_ratios=widths
+    )
     axes: list[Axes] = list(panels.flat)
     for ax in axes:
         dress(ax)
@@ -104,7 +109,7 @@ def head(ax: Axes, text: str) -> None:
     ax.set_title(text, loc="left", fontsize=SIZE, color=INK, pad=6)
 
 
-def name_rows(ax: Axes, names: Sequence[str], styles: dict[str, Look] | None = None) -> None:
+def name_rows(ax: Axes, names: Sequence[str], styles: Mapping[str, Look] | None = None) -> None:
     """Give a horizontal chart one row a name, the first at the top, named in the name's colour."""
     ax.set_ylim(len(names) - 0.5, -0.5)
     ax.set_yticks(range(len(names)), names)
@@ -112,6 +117,55 @@ def name_rows(ax: Axes, names: Sequence[str], styles: dict[str, Look] | None = N
     ax.tick_params(axis="y", labelsize=SIZE, labelcolor=INK)
     for label, name in zip(ax.get_yticklabels(), names, strict=True):
         label.set_color(INK if styles is None else styles[name].colour)
+
+
+def name_beside(
+    ax: Axes, names: Sequence[str], ys: Sequence[float], styles: Mapping[str, Look]
+) -> None:
+    """Write each name right of a panel at its height, moved apart, with a thin line to its place.
+
+    To be called when the panel's scale stands; it is widened where the names need more.
+
+    Args:
+        ax: the panel, the last of its row.
+        names: what is written.
+        ys: heights, in data.
+        styles: the look of each name.
+    """
+    figure = ax.get_figure(root=True)
+    if figure is None or not names:
+        return
+    low, high = ax.get_ylim()
+    lines = (figure.get_figheight() - 0.9) * 72 / (SIZE * 1.35)  # of text that fit
+    gap = (high - low) / max(lines, len(names))
+    places = spread(ys, gap)
+    ax.set_ylim(min(low, min(places) - gap / 2), max(high, max(places) + gap / 2))
+    for name, y, place in zip(names, ys, places, strict=True):
+        look = styles[name]
+        for shift, text in ((15, ""), (24, name)):
+            ax.annotate(
+                text,
+                (1.0, y),
+                xycoords=("axes fraction", "data"),
+                xytext=(shift, place),
+                textcoords=("offset points", "data"),
+                va="center",
+                fontsize=SIZE,
+                color=INK,
+                arrowprops=None
+                if text
+                else {"arrowstyle": "-", "color": look.colour, "linewidth": 0.7, "shrinkA": 0},
+            )
+        ax.plot(
+            [1.0],
+            [place],
+            marker=look.marker,
+            markersize=5,
+            color=look.colour,
+            transform=ax.get_yaxis_transform()
+            + ScaledTranslation(16 / 72, 0, figure.dpi_scale_trans),
+            clip_on=False,
+        )
 
 
 def spread(places: Sequence[float], gap: float) -> list[float]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import pytest
+
+from lightning_rag.comparison.runs import Run
 
 LABELS = ("rel_wrote", "rel_read", "rel_sold")
 PASSAGES = {f"p{n}": f"Person{n} wrote Book{n}" for n in range(9)}
@@ -155,3 +157,37 @@ def write_run(tmp_path: Path) -> WriteRun:
         return folder
 
     return write
+
+
+@pytest.fixture
+def make_run() -> Callable[..., Run]:
+    """Return a maker of runs that lie in no folder, with as much content as a test gives."""
+
+    def make(
+        method: str = "rag4re",
+        variant: str = "default",
+        seed: int = 0,
+        *,
+        rows: Sequence[Mapping[str, object]] = (),
+        test: Mapping[str, float] | None = None,
+        validation: Sequence[Mapping[str, object]] = (),
+        summary: Mapping[str, object] | None = None,
+        config: Mapping[str, object] | None = None,
+        passages: Mapping[str, str] | None = None,
+    ) -> Run:
+        return Run(
+            folder=Path("runs", "tests", "books", method, variant, f"seed={seed}"),
+            experiment="tests",
+            data="books",
+            method=method,
+            variant=variant,
+            seed=seed,
+            config=dict(config or {}),
+            test=dict(test or {}),
+            validation=[dict(point) for point in validation],
+            summary=dict(summary or {}),
+            rows=[dict(row) for row in rows],
+            passages=dict(passages or {}),
+        )
+
+    return make
