@@ -8,11 +8,11 @@ import math
 import os
 import platform
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -24,6 +24,7 @@ from lightning_rag.callbacks.index_refresh import IndexRefresh
 from lightning_rag.callbacks.phases import PhaseSchedule
 from lightning_rag.files import Json, write_json
 from lightning_rag.methods.base import Method, as_method
+from lightning_rag.methods.phase import series_of
 from lightning_rag.metrics.counts import METRICS_VERSION
 
 log = logging.getLogger(__name__)
@@ -38,8 +39,8 @@ class RunFiles(Callback):
     validation) and the test metrics (`test`). `summary.json` holds method, task, seed, the hash of
     the configuration, the hashes of the data, the phases and the groups that they train
     (`trained`), their cost, the figures of their estimates (null = not finite), how stale an index
-    was when training refreshed it (`staleness`), and under `fit` and `test` when, where and with
-    which code each was run. Its `metrics` says which metric selects models (`monitor`), of which
+    was when training refreshed it (`staleness`), the point of the curve whose weights were kept
+    (`validation`), and under `fit` and `test` when, where and with which code each was run. Its `metrics` says which metric selects models (`monitor`), of which
     version the figures are, and how they come out of the `counts` of `predictions.jsonl`
     (`aggregations`, of those that do).
 
@@ -134,8 +135,25 @@ class RunFiles(Callback):
                 for name, group in method.groups().items()
             },
         }
+        if stage == "fit":
+            facts["validation"] = kept_point(self.curve, method)
         facts |= _records(trainer, method, before)
         write_json(path, {**before, **facts, stage: circumstances})
+
+
+def kept_point(curve: Sequence[Mapping[str, Json]], method: Method) -> Mapping[str, Json] | None:
+    """Return the point of the validation curve whose weights a training has kept as `best.ckpt`.
+
+    It is the best of the last phase that was begun, or of all phases of its series; of equal ones
+    the first. None = there was no validation in them.
+    """
+    schedule = method.schedule
+    phase = schedule[index := min(method.phase_index, len(schedule) - 1)]
+    names = {schedule[i].name for i in series_of(schedule, index)}
+    monitor = phase.monitor or method.data.task.monitor
+    points = [point for point in curve if point["phase"] in names and monitor in point]
+    best = max if phase.mode == "max" else min
+    return best(points, key=lambda point: cast(float, point[monitor]), default=None)
 
 
 def _records(trainer: Trainer, method: Method, before: Mapping[str, Any]) -> dict[str, Json]:
