@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from lightning_rag.comparison.style import (
@@ -17,6 +16,7 @@ from lightning_rag.comparison.style import (
     Look,
     canvas,
     head,
+    key,
     looks,
     name_beside,
     name_rows,
@@ -104,18 +104,7 @@ def phase_figure(
     used = [
         k for k in KINDS if any(kinds.get(k) for phases in seconds for kinds in phases.values())
     ]
-    bars.legend(
-        handles=[Patch(color=KINDS[kind][0], label=KINDS[kind][1]) for kind in used],
-        loc="lower left",
-        bbox_to_anchor=(-0.01, 1.0),
-        ncols=len(KINDS),
-        frameon=False,
-        fontsize=SMALL,
-        labelcolor=INK,
-        handlelength=0.9,
-        handleheight=0.9,
-        columnspacing=1.4,
-    )
+    key(bars, [KINDS[kind] for kind in used])
     bars.set_xlabel(f"training, {unit}", fontsize=SMALL, color=MUTED)
     queries.barh(range(len(names)), query_milliseconds, height=0.62, color=KINDS["evaluate"][0])
     for row, value in enumerate(query_milliseconds):

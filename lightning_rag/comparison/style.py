@@ -15,6 +15,7 @@ from hashlib import sha256
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 from matplotlib.transforms import ScaledTranslation
 
 # From the palettes of Okabe and Ito (2008), Tol (2021) and Petroff (2021), those that stand off
@@ -117,6 +118,22 @@ def name_rows(ax: Axes, names: Sequence[str], styles: Mapping[str, Look] | None 
     ax.tick_params(axis="y", labelsize=SIZE, labelcolor=INK)
     for label, name in zip(ax.get_yticklabels(), names, strict=True):
         label.set_color(INK if styles is None else styles[name].colour)
+
+
+def key(ax: Axes, entries: Sequence[tuple[str, str]]) -> None:
+    """Write what colours stand for in one line above a panel: (colour, meaning) in order."""
+    ax.legend(
+        handles=[Patch(color=colour, label=meaning) for colour, meaning in entries],
+        loc="lower left",
+        bbox_to_anchor=(-0.01, 1.0),
+        ncols=max(len(entries), 1),
+        frameon=False,
+        fontsize=SMALL,
+        labelcolor=INK,
+        handlelength=0.9,
+        handleheight=0.9,
+        columnspacing=1.4,
+    )
 
 
 def name_beside(
