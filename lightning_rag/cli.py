@@ -194,8 +194,10 @@ class RunConfig(SaveConfigCallback):
         """Save what is tested, and with whose weights, where there was no training."""
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        if not (run_folder(self.config) / "config.yaml").exists():
-            self._save(trainer, self.config)
+        config = self.config.clone()
+        config.pop("verbose")  # of `test` alone: the file is for the other subcommands too
+        if not (run_folder(config) / "config.yaml").exists():
+            self._save(trainer, config)
 
     def _save(self, trainer: Trainer, config: Namespace) -> None:
         if trainer.is_global_zero:

@@ -215,6 +215,14 @@ def test_config_of_a_run_can_be_given_back(folder: Path) -> None:
     assert first.read_text() == content
     assert (first.parent / "predictions-test.jsonl").exists()
 
+    # A test alone is a run of its own: it says what it is, and whose weights it tests.
+    weights = str(first.parent / "checkpoints" / "last.ckpt")
+    words = ["test", "--config", str(first), f"--ckpt_path={weights}", "--variant=tested"]
+    assert cli.main(words) == 0
+    tested = (Path(str(first.parent).replace("first", "tested")) / "config.yaml").read_text()
+    expected = content.replace("variant: first", "variant: tested")
+    assert tested == expected.replace("ckpt_path: null", f"ckpt_path: {weights}")
+
     assert cli.main(["fit", "--config", str(first), "--variant=second"]) == 0
     second = Path(str(first.parent).replace("first", "second"))
     states = [
