@@ -40,9 +40,9 @@ class RunFiles(Callback):
     the configuration, the hashes of the data, the phases and the groups that they train
     (`trained`), their cost, the figures of their estimates (null = not finite), how stale an index
     was when training refreshed it (`staleness`), the point of the curve whose weights were kept
-    (`validation`), and under `fit` and `test` when, where and with which code each was run. Its `metrics` says which metric selects models (`monitor`), of which
-    version the figures are, and how they come out of the `counts` of `predictions.jsonl`
-    (`aggregations`, of those that do).
+    (`validation`), and under `fit` and `test` when, where and with which code each was run. Its
+    `metrics` says which metric selects models (`monitor`), of which version the figures are, and
+    how they come out of the `counts` of `predictions.jsonl` (`aggregations`, of those that do).
 
     Args:
         folder: the run's folder.
