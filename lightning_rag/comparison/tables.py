@@ -70,7 +70,8 @@ def shown(cell: Cell, digits: int = 3) -> str:
     if cell == 0:
         return f"{0:.{digits}f}"  # without the sign of −0
     if abs(cell) < 0.5 * 10**-digits:
-        return _power(cell) if abs(cell) < 1e-4 else _signed(f"{cell:.1g}")
+        rounded = _signed(f"{cell:.1g}")
+        return _power(cell) if "e" in rounded else rounded
     if abs(cell) >= LARGE:
         return _power(cell)
     return _signed(f"{cell:,.{digits}f}" if abs(cell) >= 10_000 else f"{cell:.{digits}f}")
