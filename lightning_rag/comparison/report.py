@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from lightning_rag.comparison import cost
-from lightning_rag.comparison.runs import Run, System
+from lightning_rag.comparison import cost, factorial, pairs, per_class, quality
+from lightning_rag.comparison.measured import measurable, measure
+from lightning_rag.comparison.runs import System
 from lightning_rag.comparison.section import Report, Section
 from lightning_rag.errors import UserError
-from lightning_rag.files import Json
 
 ONE_SEED = (
     "There is one seed only ({seed}). So nothing can be said about how much the figures change "
@@ -65,9 +65,8 @@ def build(compared: Sequence[System], notes: Sequence[str], settings: Settings) 
     Raises:
         UserError: a metric that not all runs have.
     """
-    runs = [run for system in compared for run in system.runs]
-    metric = _metric(runs, settings.metric)
-    first, seeds = runs[0], compared[0].seeds
+    metric = _metric(compared, settings.metric)
+    first, seeds = compared[0].runs[0], compared[0].seeds
     if len(seeds) == 1:
         notes = [*notes, ONE_SEED.format(seed=seeds[0])]
     facts = (
@@ -88,28 +87,37 @@ def build(compared: Sequence[System], notes: Sequence[str], settings: Settings) 
 
 def _sections(compared: Sequence[System], metric: str, settings: Settings) -> Iterator[Section]:
     """Yield the parts that have something to say about these systems."""
+    # Figures of single tasks and labels have "/" in their names; per_class has them.
+    others = [name for name in measurable(compared) if "/" not in name and name != metric]
+    measured = measure(
+        compared,
+        [metric, *others],
+        resamples=settings.resamples,
+        confidence=settings.confidence,
+        seed=settings.seed,
+    )
+    yield quality.section(compared, measured, metric)
+    for part in (
+        pairs.section(measured, metric, settings.resamples, settings.seed),
+        factorial.section(compared, measured[metric]),
+    ):
+        if part is not None:
+            yield part
     yield cost.section(compared, metric)
+    by_class = per_class.section(compared, metric)
+    if by_class is not None:
+        yield by_class
 
 
-def _metric(runs: Sequence[Run], wanted: str | None) -> str:
-    """Return the metric that runs are compared by: one that all have, and that has counts."""
-    described = [_mapping(run.summary["metrics"]) for run in runs]
-    common = [
-        name
-        for name in _mapping(described[0].get("aggregations"))
-        if all(
-            name in _mapping(metrics.get("aggregations")) and name in run.test
-            for metrics, run in zip(described, runs, strict=True)
-        )
-    ]
-    name = wanted if wanted is not None else str(described[0].get("monitor"))
-    if name not in common:
+def _metric(compared: Sequence[System], wanted: str | None) -> str:
+    """Return the metric that systems are compared by: one that all have, with counts."""
+    described = compared[0].runs[0].summary["metrics"]
+    monitor = described.get("monitor") if isinstance(described, Mapping) else None
+    legal = measurable(compared)
+    name = wanted if wanted is not None else str(monitor)
+    if name not in legal:
         raise UserError(
             f"metric: {name} is not among the metrics that all runs have with what single queries "
-            f"add to them; legal: {', '.join(common) or 'none, test the runs again'}"
+            f"add to them; legal: {', '.join(legal) or 'none, test the runs again'}"
         )
     return name
-
-
-def _mapping(value: Json) -> Mapping[str, Json]:
-    return value if isinstance(value, Mapping) else {}
