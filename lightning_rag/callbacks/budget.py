@@ -69,29 +69,31 @@ class Budget(Callback):
     to its end or to its patience's), "max_epochs", "max_steps", or "trainer" (`max_time`, or
     another callback); and under `budget` the limits, what was spent, and where training stood.
 
-    A run that was cut can go on with a larger budget (`--ckpt_path last`). It goes on with what its
-    phase has left in whole epochs, so that it is not the same, to the bit, as one that had the
-    larger budget from the start.
+    A run that was cut can go on with a larger budget (`--ckpt_path last`), with the next epoch, and
+    with the next phase if that epoch was its phase's last. It is therefore not the same, to the
+    bit, as one that had the larger budget from the start.
 
     Args:
         limits: what training may cost.
 
     Attributes:
         reached: the limit that is used up, once it has ended the training; "" = none.
+        phase: the phase in which it did so.
     """
 
     def __init__(self, limits: BudgetConfig) -> None:
         self.limits = {name: limit for name, limit in asdict(limits).items() if limit is not None}
         self.reached = ""
+        self.phase = ""
         self.seen = 0  # the step that was looked at last
 
     def state_dict(self) -> dict[str, Any]:
-        """Return which limit has ended the run."""
-        return {"reached": self.reached}
+        """Return which limit has ended the run, and where."""
+        return {"reached": self.reached, "phase": self.phase}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take the state of a checkpoint."""
-        self.reached = state_dict["reached"]
+        self.reached, self.phase = state_dict["reached"], state_dict["phase"]
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse to be given two orders at once.
@@ -108,9 +110,9 @@ class Budget(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """End a resumed run at once if it has no budget left."""
         method, self.seen = as_method(pl_module), trainer.global_step
-        before, self.reached = self.reached, ""
-        if before or not method.finished:
-            self.stops(trainer)
+        before, phase, self.reached = self.reached, self.phase, ""
+        if (before or not method.finished) and self.stops(trainer, method) and before:
+            self.phase = phase
 
     def on_train_batch_end(
         self,
@@ -124,19 +126,20 @@ class Budget(Callback):
         if trainer.global_step == self.seen:
             return  # the batch's gradients wait for those of the next
         self.seen = trainer.global_step
-        if not _ends_with_this_step(as_method(pl_module)):
-            self.stops(trainer)
+        method = as_method(pl_module)
+        if not _ends_with_this_step(method):
+            self.stops(trainer, method)
 
-    def stops(self, trainer: Trainer) -> bool:
+    def stops(self, trainer: Trainer, method: Method) -> bool:
         """Tell the trainer to stop if a limit is used up; return whether it is."""
         if not self.reached:
             spent = _spent(trainer) if self.limits else {}
             for name, limit in self.limits.items():
                 if spent[name] >= limit:
-                    self.reached = name
+                    self.reached, self.phase = name, method.phase.name
                     log.info(
-                        "budget.%s: %.6g of %.6g are spent, so training ends at step %d",
-                        *(name, spent[name], limit, trainer.global_step),
+                        "budget.%s: %.6g of %.6g are spent; training ends in phase %r, at step %d",
+                        *(name, spent[name], limit, self.phase, trainer.global_step),
                     )
                     break
         if self.reached:
@@ -147,17 +150,18 @@ class Budget(Callback):
         """Return what ended the training, and what it had cost by then, for `summary.json`."""
         spent: dict[str, Json] = dict(_spent(trainer))
         limits: dict[str, Json] = {**self.limits}
-        stood: dict[str, Json] = {"phase": method.phase.name, "step": trainer.global_step}
+        phase = self.phase if self.reached else method.phase.name
+        stood: dict[str, Json] = {"phase": phase, "step": trainer.global_step}
         return {
             "stopped_by": self.reached or _other_end(trainer, method),
             "budget": {"limits": limits, "spent": spent, **stood},
         }
 
 
-def out_of_budget(trainer: Trainer) -> bool:
+def out_of_budget(method: Method) -> bool:
     """Return whether the run has a budget and has used it up; the trainer is then told to stop."""
-    callbacks = trainer.callbacks  # type: ignore[attr-defined]
-    return any([callback.stops(trainer) for callback in callbacks if isinstance(callback, Budget)])
+    budgets = [c for c in method.trainer.callbacks if isinstance(c, Budget)]  # type: ignore[attr-defined]
+    return any([budget.stops(method.trainer, method) for budget in budgets])
 
 
 def _spent(trainer: Trainer) -> dict[str, float]:

@@ -82,6 +82,14 @@ class CostLedger(Callback):
         """Book seconds besides with the next `book`: a former process spent them on the same."""
         self._since -= seconds
 
+    def withdraw(self, method: Method, what: str) -> None:
+        """Take back what is booked as `what` under the current phase: it is to be booked anew."""
+        book = self.phases.get(method.phase.name, {})
+        for name in [name for name in book if name.endswith(f"/{what}")]:
+            value = book.pop(name)
+            if name.startswith("flops/"):
+                book["flops"] -= value
+
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: RagBatch, batch_idx: int
     ) -> None:

@@ -168,6 +168,7 @@ class Meter:
     """
 
     def __init__(self, method: Method) -> None:
+        self._method = method
         self._ledgers = [c for c in method.trainer.callbacks if isinstance(c, CostLedger)]  # type: ignore[attr-defined]
         self._counters = {
             f"{name}.{what}": (module, what)
@@ -181,6 +182,11 @@ class Meter:
         """Return what was counted since the last call, or since the beginning."""
         before, self._before = self._before, self._now()
         return {name: value - before[name] for name, value in self._before.items()}
+
+    def withdraw(self) -> None:
+        """Take back what a checkpoint had booked of this estimate: all of it is credited anew."""
+        for ledger in self._ledgers:
+            ledger.withdraw(self._method, "estimate")
 
     def credit(self, spent: Spent) -> None:
         """Count what a former process spent, as if it were spent now (inside `booked`)."""

@@ -261,7 +261,7 @@ class PhaseSchedule(Callback):
         with booked(method, "estimate") as book, torch.no_grad(), context:
             shards, meter = None if rehearsed else self._shards(trainer, method), Meter(method)
             done = self._restore(method, shards, meter) if shards is not None else set()
-            for index, batch in enumerate(_affordable(shown, trainer, book)):
+            for index, batch in enumerate(_affordable(shown, method, book)):
                 if index in done:
                     continue
                 torch.manual_seed(
@@ -280,7 +280,7 @@ class PhaseSchedule(Callback):
             if shards is not None:
                 shards.flush()
             book()
-            if out_of_budget(trainer):
+            if out_of_budget(method):
                 return False
             if phase.summarize is not None:
                 self._report(trainer, phase.name, phase.summarize(method.bank.tensors))
@@ -295,7 +295,10 @@ class PhaseSchedule(Callback):
     def _restore(self, method: Method, shards: EstimateShards, meter: Meter) -> set[int]:
         """Take what a killed run has found of this estimate; return the numbers of its batches."""
         done: set[int] = set()
-        for shard in shards.read():
+        found = shards.read()
+        if found:
+            meter.withdraw()
+        for shard in found:
             method.bank.put(shard.rows, shard.values, len(method.data.splits.train))
             meter.credit(shard.spent)
             done.update(shard.batches)
@@ -407,12 +410,12 @@ def _file(method: Method) -> str:
 
 
 def _affordable(
-    batches: Iterable[RagBatch], trainer: Trainer, book: Callable[[], None]
+    batches: Iterable[RagBatch], method: Method, book: Callable[[], None]
 ) -> Iterator[RagBatch]:
     """Pass on the batches of an estimate while the budget lasts, as `book` finds it."""
     for batch in batches:
         book()
-        if out_of_budget(trainer):
+        if out_of_budget(method):
             return
         yield batch
 
