@@ -78,7 +78,10 @@ class Etrag(Method):
         evaluation_pool: in evaluation, only so many of the nearest; None = all, as in the paper.
         database_size: use a random part of a larger store, drawn by seed; the paper's is 5,000.
         exclude_self: keep a training query and its copies out of its own candidates.
-        train_retriever: False leaves the encoder as it is and trains the projection alone.
+        train_retriever: False leaves the encoder as it is; the projection still learns.
+        train_generator: False leaves the generator as it is, as `retriever_first_steps` does for a
+            while: what learns is taught by a reader that stays. Begin with one that can answer, a
+            pretrained model or another run's (`--initial_weights`).
         refresh_every: steps between two refreshes of the index, if training reads it.
         retriever_first_steps: steps that train retriever and projection before all; 0 = none.
         epochs: passes over the training queries that train everything.
@@ -107,6 +110,7 @@ class Etrag(Method):
         database_size: int | None = None,
         exclude_self: bool = True,
         train_retriever: bool = True,
+        train_generator: bool = True,
         refresh_every: int = 100,
         retriever_first_steps: int = 0,
         epochs: int = 10,
@@ -137,6 +141,7 @@ class Etrag(Method):
                 query_label == "learned" and not train_retriever,
                 "a learned query_label needs train_retriever: true",
             ),
+            (k == 0 and not train_generator, "something must train; with k = 0 the generator"),
         ):
             if clash:
                 raise UserError(f"model: {rule}")
@@ -156,6 +161,7 @@ class Etrag(Method):
         self.database_size = database_size
         self.exclude_self = exclude_self
         self.train_retriever = train_retriever
+        self.train_generator = train_generator
         if k > 0:  # only the nearest are looked up in the index while training
             self.refresh_every = refresh_every if candidates == "nearest" else 0
         self.retriever_first_steps = retriever_first_steps
@@ -249,7 +255,7 @@ class Etrag(Method):
         new = new if self.k else ()
         joint = Phase(
             "joint",
-            trains=(*new, "generator"),
+            trains=(*new, "generator") if self.train_generator else new,
             loss=self.loss,
             epochs=self.epochs,
             monitor=self.monitor,

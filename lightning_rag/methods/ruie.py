@@ -53,12 +53,16 @@ class Ruie(Method):
     2. Phase `distil`: the reward model scores all candidates (the estimate), and the encoder learns
        from P of them, again by rank: L = w_c L_InfoNCE + w_d KL(softmax(s / T) || softmax(z / t)),
        the former with the passages of all queries of the batch, and of all processes, as negatives.
+    3. Phase `reader`, with `reader_epochs` only: the retriever, which stays, gives each training
+       query its k passages (the estimate), and the generator learns to answer from them by its NLL.
 
     The retriever reads no gold answer, so it serves where there is none: the best k passages of the
-    store go into the prompt, the best of them last. The generator never learns; begin with one that
-    can, a pretrained model or another method's (`--initial_weights`). Where specification, paper
-    and released code differ, each argument says which is followed; the equations are the code's,
-    for the paper's text was not available.
+    store go into the prompt, the best of them last. RUIE itself ends with phase 2, and its
+    generator never learns; begin with one that can, a pretrained model or another method's
+    (`--initial_weights`). Phase 3 is there to ask what a generator that knows this retriever is
+    worth, beside one that learns from the retriever as it began. Where specification, paper and
+    released code differ, each argument says which is followed; the equations are the code's, for
+    the paper's text was not available.
 
     Args:
         generator: the frozen model that prefers, and answers.
@@ -80,6 +84,10 @@ class Ruie(Method):
         reward_steps: so many optimiser steps instead.
         distil_epochs: the same for phase `distil`.
         distil_steps: so many optimiser steps instead.
+        reader_epochs: the same for phase `reader`; 0 = the generator stays as it is. It learns from
+            the retriever's passages, whatever `ranker` is.
+        train_retriever: False leaves out phases `reward` and `distil`, so that the generator learns
+            with the retriever as it began.
         reward_size: P in phase `reward`.
         distil_size: P in phase `distil`.
         positives: the best so many of a query's candidates are positives; they take turns with the
@@ -125,6 +133,8 @@ class Ruie(Method):
         reward_steps: int | None = None,
         distil_epochs: int = 3,
         distil_steps: int | None = None,
+        reader_epochs: int = 0,
+        train_retriever: bool = True,
         reward_size: int = 8,
         distil_size: int = 4,
         positives: int = 3,
@@ -148,6 +158,7 @@ class Ruie(Method):
             ("reward_steps", reward_steps, 1),
             ("distil_epochs", distil_epochs, 1),
             ("distil_steps", distil_steps, 1),
+            ("reader_epochs", reader_epochs, 0),
             ("reward_size", reward_size, 2),
             ("distil_size", distil_size, 2),
             ("positives", positives, 1),
@@ -184,6 +195,10 @@ class Ruie(Method):
                 preferences is not None and preferences_to is not None,
                 "preferences are read or written; legal: preferences or preferences_to, not both",
             ),
+            (
+                not train_retriever and reader_epochs == 0,
+                "something must train; legal: train_retriever: true, or reader_epochs above 0",
+            ),
         ):
             if clash:
                 raise UserError(f"model: {rule}")
@@ -199,6 +214,8 @@ class Ruie(Method):
         self.tagged_preferences = tagged_preferences
         self.reward_length = (reward_epochs, reward_steps)
         self.distil_length = (distil_epochs, distil_steps)
+        self.reader_epochs = reader_epochs
+        self.train_retriever = train_retriever
         self.reward_size = reward_size
         self.distil_size = distil_size
         self.positives = positives
@@ -241,6 +258,20 @@ class Ruie(Method):
         return {**found, "reward": self.reward} if self.teacher == "reward" else found
 
     def phases(self) -> list[Phase]:
+        """The phases that teach the retriever, and `reader`, if it has epochs."""
+        taught = self._teaching() if self.train_retriever else []
+        if not self.reader_epochs:
+            return taught
+        reader = Phase(
+            "reader",
+            trains=("generator",),
+            loss=self.reader_loss,
+            estimate=self.estimate_demonstrations if self.k else None,
+            epochs=self.reader_epochs,
+        )
+        return [*taught, reader]
+
+    def _teaching(self) -> list[Phase]:
         """`reward`, unless the preferences teach the retriever themselves, and `distil`."""
         epochs, steps = self.distil_length
         by_agreement = self.monitor == "agreement" or self.refresh_every is None
@@ -288,6 +319,18 @@ class Ruie(Method):
         usable = self._choice(batch, scores, self.positives + 1, name).usable
         other = off_task(batch, self.data.store)
         return {name: scores, **figures(scores, other, batch.candidate_scores, usable)}
+
+    def estimate_demonstrations(self, batch: RagBatch) -> dict[str, Tensor]:
+        """The retriever's choice for each query: rows (B, K) of the store, best first, -1 = none.
+
+        By the index, as in evaluation, made anew of the weights that the retriever keeps.
+        """
+        if self.refreshed_at != self.trainer.global_step:
+            self.refresh_index()
+            self.refreshed_at = self.trainer.global_step
+        found = self._by_index(batch, self.k)
+        rows = found.candidate_ids.gather(1, found.positions.clamp(min=0))  # (B, K)
+        return {"demonstrations": rows.masked_fill(found.positions < 0, -1)}
 
     def summarize(self, rows: Mapping[str, Tensor]) -> dict[str, float]:
         """Average an estimate's figures; write the preferences, if they are to be kept."""
@@ -356,6 +399,15 @@ class Ruie(Method):
         terms["accuracy"] = (weights * first).sum()
         return self._terms(total, usable, terms)
 
+    def reader_loss(self, batch: RagBatch) -> LossTerms:
+        """Mean token NLL of the answer given the retriever's passages."""
+        if self.k == 0:
+            return self.generator_loss(batch, nothing_retrieved(batch))
+        rows = self.bank.get("demonstrations", batch.rows)  # (B, K)
+        places = torch.arange(self.k, device=rows.device).expand_as(rows)
+        chosen = places.masked_fill(rows < 0, -1)
+        return self.generator_loss(batch, Retrieved(rows, torch.zeros(rows.shape), chosen))
+
     def _choice(self, batch: RagBatch, scores: Tensor, size: int, name: str) -> Choice:
         """Return the passages that queries learn from at this epoch, by the scores (B, N)."""
         penalty = self.off_task_penalty
@@ -399,21 +451,25 @@ class Ruie(Method):
         if self.ranker == "first_stage":
             return first_stage_choice(batch, k)
         if self.ranker == "retriever":
-            if self.training:
-                scores = self._inner_products(batch, anew=True)
-            elif self.searches == "candidates":
-                scores = self._inner_products(batch, anew=False)
-            else:
-                size = max(k, batch.candidate_ids.shape[1])
-                index, excluded = self._fresh_index(), batch.excluded_rows
-                rows, scores = best_rows(self._queries(batch), index, excluded, size)
-                return Retrieved(rows, scores, best_columns(scores, k))
+            if not self.training:
+                return self._by_index(batch, k)
+            scores = self._inner_products(batch, anew=True)
         else:
             score = self.rewards if self.ranker == "reward" else self.prefers.score
             scores = score(batch, batch.candidate_ids >= 0)
             scores = scores - self.off_task_penalty * off_task(batch, self.data.store)
             scores = scores.masked_fill(~scores.isfinite(), -torch.inf)
         return Retrieved(batch.candidate_ids, scores, best_columns(scores, k))
+
+    def _by_index(self, batch: RagBatch, k: int) -> Retrieved:
+        """Rank what `searches` says by the vectors of the last refresh."""
+        if self.searches == "candidates":
+            scores = self._inner_products(batch, anew=False)
+            return Retrieved(batch.candidate_ids, scores, best_columns(scores, k))
+        size = max(k, batch.candidate_ids.shape[1])
+        index, excluded = self._fresh_index(), batch.excluded_rows
+        rows, scores = best_rows(self._queries(batch), index, excluded, size)
+        return Retrieved(rows, scores, best_columns(scores, k))
 
     def prompts(self, batch: RagBatch, retrieved: Retrieved) -> list[Prompt]:
         """Return the queries with their demonstrations, the best last, beside the query."""

@@ -15,7 +15,8 @@ import torch
 
 from lightning_rag import cli
 from lightning_rag.methods.base import Method
-from lightning_rag.types import RagBatch
+from lightning_rag.metrics.counts import Aggregation, aggregate
+from lightning_rag.types import Evaluated, RagBatch
 
 HERE = Path(__file__).resolve().parent
 CONFIGS = HERE.parents[1] / "configs"
@@ -23,6 +24,8 @@ DELIVERED = sorted((CONFIGS / "method").glob("*.yaml"))
 METHODS = [
     *DELIVERED,
     HERE / "etrag_stale.yaml",
+    HERE / "etrag_frozen_generator.yaml",
+    HERE / "ruie_reader.yaml",
     HERE / "two_phases.yaml",
 ]
 SMALL = (
@@ -64,7 +67,8 @@ def epochs(method: Path, number: int) -> list[str]:
     """Set the length of the training, under whatever name the method has for it."""
     dro = ["--model.warm_up_epochs=1", f"--model.iterations={number}", "--model.epochs=1"]
     ruie = ["--model.reward_epochs=1", f"--model.distil_epochs={number}"]
-    known = {"two_phases": [], "dro": dro, "dro_listwise": dro, "ruie": ruie}
+    reader = [f"--model.reader_epochs={number}"]
+    known = {"two_phases": [], "dro": dro, "dro_listwise": dro, "ruie": ruie, "ruie_reader": reader}
     return known.get(method.stem, [f"--model.epochs={number}"])
 
 
@@ -88,6 +92,52 @@ def assert_equal_weights(one: dict[str, torch.Tensor], other: dict[str, torch.Te
 def predictions(folder: Path) -> list[dict[str, Any]]:
     text = (run_folder(folder) / "predictions.jsonl").read_text(encoding="utf-8")
     return [json.loads(line) for line in text.splitlines()]
+
+
+def check_records(folder: Path) -> dict[str, float]:
+    """Compute every test figure again from the rows of a run, compare, and return them.
+
+    And see that the rows say what was retrieved, and that passages.jsonl has its texts.
+    """
+    run = next((folder / "runs").rglob("predictions.jsonl")).parent
+    lines = (run / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line) for line in lines]
+    summary = json.loads((run / "summary.json").read_text())
+    test: dict[str, float] = json.loads((run / "metrics.json").read_text())["test"]
+    known = summary["metrics"]["aggregations"]
+    assert set(known) == set(test)
+    for name, how in known.items():
+        counts = [row["counts"].get(name) for row in rows]
+        again = aggregate(Aggregation.from_json(how), counts)
+        assert again == pytest.approx(test[name], abs=1e-6), name
+    text = (run / "passages.jsonl").read_text(encoding="utf-8").splitlines()
+    passages = {passage["id"]: passage["text"] for passage in map(json.loads, text)}
+    assert len(passages) == len(text)
+    assert passages.keys() == {id_ for row in rows for id_ in row["retrieved"]}
+    for row in rows:
+        assert row["text"]
+        assert len(row["ranked"]) == len(row["ranked_relevant"])
+        assert set(row["retrieved"]) <= set(row["ranked"])
+        first = 1 + row["ranked_relevant"].index(1) if any(row["ranked_relevant"]) else None
+        assert row["counts"]["mrr"] == pytest.approx(1 / first if first else 0, abs=1e-6)
+        hits = sum(row["ranked_relevant"][:5])
+        expected = hits / row["relevant"] if row["relevant"] else 0
+        assert row["counts"]["recall@5"] == pytest.approx(expected, abs=1e-6)
+    return test
+
+
+@pytest.fixture
+def half_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give every second test query a gold answer: untrained models answer nothing right."""
+    step = Method.test_step
+
+    def mended(self: Method, batch: RagBatch, batch_idx: int) -> Evaluated:
+        found = step(self, batch, batch_idx)
+        for row in range(0, len(batch.instances), 2):
+            found["predictions"].texts[row] = batch.instances[row].answers[0]
+        return found
+
+    monkeypatch.setattr(Method, "test_step", mended)
 
 
 @pytest.fixture(params=METHODS, ids=lambda path: path.stem)
@@ -123,10 +173,17 @@ def test_fast_dev_run(method: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("method", DELIVERED, ids=lambda path: path.stem, indirect=True)
 @pytest.mark.parametrize("data", ["synthetic_questions", "synthetic_extraction"])
-def test_every_task(method: Path, data: str, tmp_path: Path) -> None:
-    given = arguments(method, tmp_path, data=data)
+def test_every_task(method: Path, data: str, tmp_path: Path, half_right: None) -> None:
+    """It trains on every task, and what a test writes gives the figures again."""
+    command, *given = arguments(method, tmp_path, data=data)
     lengths = ["--generator.max_source_length=256", "--encoder.max_length=256"]
-    assert cli.main([*given, *lengths, "--trainer.fast_dev_run=1"]) == 0
+    assert cli.main([command, *given, *lengths, "--trainer.fast_dev_run=1"]) == 0
+    assert cli.main(["test", *given, *lengths]) == 0
+    test = check_records(tmp_path)
+    assert 0 < test["f1"] < 1
+    if data == "synthetic_extraction":
+        assert 0 < test["held_out_f1"] < 1
+        assert 0 < test["official_held_in_f1"] < 1
 
 
 def test_gradients_reach_exactly_the_groups_of_the_phase(attached: Method) -> None:
@@ -168,7 +225,8 @@ def test_checkpoint_gives_the_same_predictions(method: Path, tmp_path: Path) -> 
     before = predictions(tmp_path)
     metrics = json.loads((folder / "metrics.json").read_text())
     assert len(before) == 16
-    assert set(before[0]) == {"id", "target", "prediction", "retrieved", "scores"}
+    counts = [row["counts"] for row in before]
+    check_records(tmp_path)
     (folder / "predictions.jsonl").unlink()
 
     best = str(folder / "checkpoints" / "best.ckpt")
@@ -179,7 +237,8 @@ def test_checkpoint_gives_the_same_predictions(method: Path, tmp_path: Path) -> 
 
     assert cli.main(["predict", "--config", config, f"--ckpt_path={best}"]) == 0
     lines = (folder / "predictions-test.jsonl").read_text(encoding="utf-8").splitlines()
-    assert [json.loads(line) for line in lines] == before
+    again = [json.loads(line) for line in lines]
+    assert [{**row, "counts": c} for row, c in zip(again, counts, strict=True)] == before
 
 
 def test_seed_decides_everything(method: Path, tmp_path: Path) -> None:

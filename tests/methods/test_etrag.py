@@ -405,6 +405,7 @@ SWITCHES = (
     "--model.selection=hard",
     "--model.selection=random",
     "--model.train_retriever=false",
+    "--model.train_generator=false",
     "--model.distance=l2",
     "--model.vectors=first",
     "--model.vectors=mean",
@@ -424,7 +425,7 @@ SWITCHES = (
     "--generator.architecture=decoder-only",
 )
 # What changes nothing of the loss of a first batch: it is about later steps, or about evaluation.
-LATER = ("train_retriever", "learned_temperature", "evaluation_pool", "first_steps", "monitor")
+LATER = ("train_", "learned_temperature", "evaluation_pool", "first_steps", "monitor")
 
 
 @pytest.mark.parametrize("switch", SWITCHES)
@@ -456,6 +457,15 @@ def test_a_frozen_retriever_stays_as_it_is(relations: RagDataModule) -> None:
         ("projection",),
         ("projection", "generator"),
     ]
+
+
+def test_a_frozen_generator_teaches_the_others(relations: RagDataModule) -> None:
+    """No phase trains it; with both frozen the projection, which belongs to neither, learns."""
+    method = attached(relations, retriever_first_steps=2, train_generator=False)
+    new = ("retriever", "projection")
+    assert [phase.trains for phase in method.schedule] == [new, new]
+    both = attached(relations, train_retriever=False, train_generator=False)
+    assert [phase.trains for phase in both.schedule] == [("projection",)]
 
 
 def test_the_two_relaxations_differ_from_the_second_neighbour_on(relations: RagDataModule) -> None:
@@ -521,6 +531,7 @@ def test_a_query_may_not_have_itself_and_other_tasks(
         ({"candidates": "first_stage", "exclude_self": False}, "exclude_self: true"),
         ({"replaced": 0.5}, "replaced needs candidates: nearest"),
         ({"query_label": "learned", "train_retriever": False}, "needs train_retriever: true"),
+        ({"k": 0, "train_generator": False}, "something must train"),
     ],
 )
 def test_values_that_are_not_legal(arguments: dict[str, Any], message: str) -> None:

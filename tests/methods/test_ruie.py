@@ -665,6 +665,8 @@ def test_in_training_the_candidates_are_ranked_as_they_are_encoded_now(
         ({"teacher": "preference", "ranker": "reward"}, "has no reward model"),
         ({"tagged_preferences": True, "tags": "none"}, "tagged_preferences: true needs tags"),
         ({"preferences": "a", "preferences_to": "b"}, "not both"),
+        ({"reader_epochs": -1}, "model.reader_epochs is -1; legal: 0 or more"),
+        ({"train_retriever": False}, "something must train"),
         ({"k": 9}, "model.k is 9, but data.num_candidates is 6"),
     ],
 )
@@ -684,6 +686,51 @@ def test_phases(extraction: RagDataModule) -> None:
     assert sum(p.numel() for p in other.reward.parameters()) > sum(
         p.numel() for p in method.reward.parameters()
     )
+
+
+@pytest.mark.parametrize("searches", ["store", "candidates"])
+@pytest.mark.parametrize("ranker", ["retriever", "first_stage"])
+def test_the_reader_reads_what_the_retriever_finds(
+    extraction: RagDataModule, monkeypatch: pytest.MonkeyPatch, searches: Any, ranker: Any
+) -> None:
+    """The bank holds the k nearest by the weights as they are now, whatever ranks in evaluation."""
+    method = attached(
+        extraction, reader_epochs=1, train_retriever=False, searches=searches, ranker=ranker
+    )
+    monkeypatch.setattr(Ruie, "trainer", type("T", (), {"global_step": 5}))
+    (reader,) = method.schedule
+    assert (reader.trains, reader.epochs) == (("generator",), 1)
+    batch = batch_of(extraction, range(8))
+    method.refresh_index()
+    method.refreshed_at = 4
+    with torch.no_grad():
+        for weight in method.retriever.parameters():  # the index is stale from here on
+            weight.mul_(1.5).add_(0.01)
+        assert reader.estimate is not None
+        rows = reader.estimate(batch)["demonstrations"]
+        assert method.refreshed_at == 5
+        texts = [extraction.task.query(instance) for instance in batch.instances]
+        keys = [extraction.task.tagged_key(passage, "untyped") for passage in extraction.store]
+        scores = method.retriever(texts, role="query") @ method.retriever(keys, role="passage").T
+    for row, excluded in enumerate(batch.excluded_rows):
+        allowed = set(range(len(extraction.store))) - set(excluded.tolist())
+        if searches == "candidates":
+            allowed = set(batch.candidate_ids[row].tolist()) - {-1}
+        best = sorted(allowed, key=lambda passage: -float(scores[row, passage]))[:2]
+        assert rows[row].tolist() == best
+
+    method.bank.put(batch.rows, {"demonstrations": rows}, len(extraction.splits.train))
+    given: list[list[Prompt]] = []
+    inner = method.generator.log_likelihood
+    monkeypatch.setattr(
+        method.generator,
+        "log_likelihood",
+        lambda prompts, *rest, **more: given.append(prompts) or inner(prompts, *rest, **more),
+    )
+    assert reader.loss(batch).total.requires_grad
+    for prompt, chosen in zip(given[0], rows.tolist(), strict=True):
+        assert prompt.best_last
+        assert list(prompt.passages) == [method.render(extraction.store[r]) for r in chosen]
 
 
 @pytest.mark.parametrize(

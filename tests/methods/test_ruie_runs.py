@@ -144,6 +144,22 @@ def test_a_damaged_file_of_preferences(tmp_path: Path, capsys: pytest.CaptureFix
     assert "none" in capsys.readouterr().err
 
 
+def test_a_reader_learns_from_the_retriever_that_stays(tmp_path: Path) -> None:
+    """Phase `reader` trains the generator alone, on what the retriever gives it in evaluation."""
+    flags = ("--model.reader_epochs=2", "--model.distil_steps=3")
+    assert cli.main([*arguments(tmp_path, *flags)]) == 0
+    before, after = weights(tmp_path, "distil-best.ckpt"), weights(tmp_path)
+    assert same(before, after, "retriever")
+    assert same(before, after, "reward")
+    assert not same(before, after, "generator")
+    summary, metrics = found(tmp_path, "summary.json"), found(tmp_path, "metrics.json")
+    assert summary["phases"] == ["reward", "distil", "reader"]
+    assert [p["phase"] for p in metrics["validation"]][-2:] == ["reader", "reader"]
+    assert summary["cost"]["reader"]["tokens/generator/train"] > 0
+    assert summary["cost"]["reader"]["tokens/retriever/estimate"] > 0
+    assert "tokens/reward/estimate" not in summary["cost"]["reader"]
+
+
 def test_the_agreement_can_select_the_retriever(tmp_path: Path) -> None:
     """No answers are made, and no index, until the test."""
     assert cli.main([*arguments(tmp_path, "--model.monitor=agreement")]) == 0
@@ -164,6 +180,9 @@ SWITCHES = [
     ("reward_steps=1", "distil_steps=1"),
     ("reward_size=3", "distil_size=6"),
     ("positives=1", "negatives=4"),
+    ("reader_epochs=1",),
+    ("reader_epochs=1", "train_retriever=false"),
+    ("reader_epochs=1", "k=0"),
     ("teacher=preference",),
     ("contrastive_weight=0",),
     ("distillation_weight=0",),
