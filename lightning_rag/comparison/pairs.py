@@ -27,6 +27,7 @@ FEW = (
     " With {} seeds it finds only large and steady differences: one that it does not find may "
     "still be there."
 )
+SHOWN = 12  # pairs that a sentence of the summary names; the table has all
 EXACT = ("exact_match", "accuracy")  # shares of right answers
 
 
@@ -122,6 +123,35 @@ def compared(measured: Measured, resamples: int, seed: int) -> tuple[Pair, ...]:
     return tuple(found)
 
 
+def told(pairs: Sequence[Pair]) -> tuple[str, ...]:
+    """Return which differences are real and which are not, in sentences that name the systems.
+
+    One pair alone has been named by then. The largest differences come first.
+
+    Args:
+        pairs: of one metric.
+    """
+    if len(pairs) < 2:
+        return ()
+    order = sorted(pairs, key=lambda pair: -abs(pair.difference.value))
+    several = pairs[0].training_holm is not None
+    sure = [pair for pair in order if pair.holds_over_seeds]
+    open_ = [pair for pair in order if pair.measurable and not pair.holds_over_seeds]
+    alike = [pair for pair in order if not pair.measurable]
+    open_head = (
+        "Real with these seeds, not shown for other seeds" if several else "Real with this seed"
+    )
+    return tuple(
+        _listed(title, found)
+        for title, found in (
+            ("Real, over other seeds too", sure),
+            (open_head, open_),
+            ("No measurable difference", alike),
+        )
+        if found
+    )
+
+
 def section(
     measured: Mapping[str, Measured], metric: str, resamples: int, seed: int
 ) -> Section | None:
@@ -155,8 +185,21 @@ def section(
         _paragraphs(main, pairs),
         tuple(tables),
         (plot,),
-        summary=(_counted(pairs),),
+        summary=(_counted(pairs), *told(pairs)),
     )
+
+
+def _listed(title: str, pairs: Sequence[Pair]) -> str:
+    """Return a sentence that names pairs, the higher system first."""
+    said = []
+    for pair in pairs[:SHOWN]:
+        ends = (
+            (pair.first, pair.second) if pair.difference.value >= 0 else (pair.second, pair.first)
+        )
+        sign = ">" if pair.measurable else "and"
+        said.append(f"{ends[0]} {sign} {ends[1]} ({abs(pair.difference.value):.3f})")
+    more = f"; and {len(pairs) - SHOWN} pairs more" if len(pairs) > SHOWN else ""
+    return f"{title}: {'; '.join(said)}{more}."
 
 
 def _training_p(difference: Estimate) -> float:
