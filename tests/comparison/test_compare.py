@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +13,8 @@ import pytest
 
 from lightning_rag import cli
 
+TESTS = Path(__file__).resolve().parents[1]
+CONFIGS, SMALL = TESTS.parent / "configs", TESTS / "small.yaml"
 OTHER = (0, 1, 1, 1, 0, 1, 1, 1, 0, 1, 1, 0)
 NASTY = "<script>alert(1)</script>&k=$x_1$|"
 
@@ -230,3 +233,24 @@ def test_no_resample(compare, write_run, tmp_path, capsys):
     words = ["compare", str(tmp_path / "runs"), "--output", str(tmp_path / "x")]
     assert cli.main([*words, "--resamples", "0"]) == 1
     assert "resamples: 0 came; legal: 1 or more" in capsys.readouterr().err
+
+
+def test_runs_as_a_training_leaves_them(compare, tmp_path, monkeypatch):
+    """The runs above are made up; these are not."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["lightning_rag"])
+    names = ("base", "data/synthetic_relations", "backbone/tiny")
+    shared = [f"--config={CONFIGS / name}.yaml" for name in names]
+    few = [f"--data.reader.init_args.{split}=8" for split in ("train", "validation", "test")]
+    for method in ("no_retrieval", "rag4re"):
+        files = [*shared, f"--config={CONFIGS / 'method' / method}.yaml", f"--config={SMALL}"]
+        assert cli.main(["fit", *files, *few, "--model.init_args.epochs=1"]) == 0
+    assert compare("runs")[0] == 0
+    told = json.loads((tmp_path / "report" / "comparison.json").read_text())
+    assert told["facts"]["systems"] == "noretrieval, rag4re"
+    assert told["facts"]["data"] == "synthetic_relations, 8 test queries"
+    written = {path.parent.parent.parent.name: path for path in Path("runs").rglob("metrics.json")}
+    (quality,) = (t for s in told["sections"] for t in s["tables"] if t["name"] == "quality")
+    for row in quality["rows"]:
+        test = json.loads(written[row[0]].read_text())["test"]
+        assert row[1] == pytest.approx(test[told["facts"]["metric"]])
