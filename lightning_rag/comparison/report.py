@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from lightning_rag.comparison import cost, factorial, pairs, per_class, quality
+from lightning_rag.comparison import cost, curves, factorial, pairs, per_class, quality, retrieval
 from lightning_rag.comparison.measured import measurable, measure
 from lightning_rag.comparison.runs import System
 from lightning_rag.comparison.section import Report, Section
@@ -96,17 +96,17 @@ def _sections(compared: Sequence[System], metric: str, settings: Settings) -> It
         confidence=settings.confidence,
         seed=settings.seed,
     )
-    yield quality.section(compared, measured, metric)
     for part in (
+        quality.section(compared, measured, metric),
         pairs.section(measured, metric, settings.resamples, settings.seed),
         factorial.section(compared, measured[metric]),
+        cost.section(compared, metric),
+        retrieval.section(compared),
+        per_class.section(compared, metric),
+        curves.section(compared, metric),
     ):
         if part is not None:
             yield part
-    yield cost.section(compared, metric)
-    by_class = per_class.section(compared, metric)
-    if by_class is not None:
-        yield by_class
 
 
 def _metric(compared: Sequence[System], wanted: str | None) -> str:
