@@ -1,6 +1,6 @@
 """The command line: `python -m lightning_rag.cli {fit,validate,test,predict} --config …`.
 
-Beside these, which are the Trainer's, there are `compare RUNS… --output FOLDER` and
+Beside these, which are the Trainer's, there are `compare RUNS… --output FOLDER`, `sweep FILE` and
 `export CHECKPOINT --output FOLDER`.
 """
 
@@ -30,6 +30,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from omegaconf.errors import OmegaConfBaseException
 
 from lightning_rag.backbones.config import EncoderConfig, GeneratorConfig
+from lightning_rag.callbacks.budget import Budget, BudgetConfig
 from lightning_rag.callbacks.checkpoints import InitialWeights, ResumePoint
 from lightning_rag.callbacks.cost_ledger import CostLedger
 from lightning_rag.callbacks.evaluator import Evaluator
@@ -102,6 +103,7 @@ class RagCLI(LightningCLI):
         parser.add_argument(
             "--initial_weights", type=str | None, default=None, help="Checkpoint to begin with."
         )
+        parser.add_argument("--budget", type=BudgetConfig, default=BudgetConfig())
         parser.add_argument("--generator", type=GeneratorConfig, default=GeneratorConfig())
         parser.add_argument("--encoder", type=EncoderConfig, default=EncoderConfig())
         parser.add_argument("--optimizer", type=OptimizerConfig, default=OptimizerConfig())
@@ -129,7 +131,10 @@ class RagCLI(LightningCLI):
                 )
         if config.ckpt_path is not None:
             _check_checkpoint(Path(config.ckpt_path), resumes=self.config.subcommand == "fit")
-        if config.initial_weights is not None and self.config.subcommand == "fit":
+        if config.initial_weights is not None and (
+            self.config.subcommand == "fit"
+            or (self.config.subcommand == "test" and config.ckpt_path is None)
+        ):
             _check_checkpoint(
                 Path(config.initial_weights), resumes=False, argument="initial_weights"
             )
@@ -152,12 +157,14 @@ class RagCLI(LightningCLI):
                 callbacks.append(Replace(folder, estimates=config.overwrite))
         settings = _flat(config)
         callbacks += [CostLedger(), PhaseSchedule(folder / "checkpoints", settings)]
+        callbacks += [Budget(self.config_init[self.subcommand].budget)]
+        # Before the index, which is made of the weights.
+        if config.initial_weights is not None and self.subcommand in ("fit", "test"):
+            callbacks.append(InitialWeights(Path(config.initial_weights)))
         callbacks += [IndexRefresh(), Evaluator()]
         if not rehearsed:
             configuration = configuration_of(config, self.subcommand)
             callbacks += [PredictionWriter(folder), RunFiles(folder, settings, configuration)]
-        if config.initial_weights is not None and self.subcommand == "fit":
-            callbacks.append(InitialWeights(Path(config.initial_weights)))
         if not rehearsed and config.trainer.enable_checkpointing is not False:
             callbacks.append(ResumePoint(folder / "checkpoints", config.checkpoint_every))
         kwargs["callbacks"] = callbacks
@@ -249,7 +256,7 @@ def configuration_of(config: Namespace, subcommand: str | None) -> str:
     checkpoint, runs = config.ckpt_path, config.runs
     weights = "" if config.initial_weights is None else weights_name(config.initial_weights, runs)
     if subcommand == "test" and checkpoint is None:
-        weights = "untrained"
+        weights = f"test of {weights}" if weights else "untrained"
     elif subcommand == "test":
         own = run_folder(config) / "checkpoints" / "best.ckpt"
         tested = weights_name(checkpoint, runs)
@@ -371,8 +378,8 @@ def _train(words: Sequence[str] | None, *, exit_on_error: bool = True) -> None:
             "allow_abbrev": False,
             "exit_on_error": exit_on_error,
             "epilog": "Beside these: compare RUNS… --output FOLDER, one report on finished runs; "
-            "export CHECKPOINT --output FOLDER, the models of a run for other tools (each has "
-            "--help).",
+            "sweep FILE, many runs from one file; export CHECKPOINT --output FOLDER, the models of a "
+            "run for other tools (each has --help).",
         },
         save_config_callback=RunConfig,
         save_config_kwargs={"overwrite": True},
@@ -402,6 +409,11 @@ def main(args: Sequence[str] | None = None) -> int:
             _export(words[1:])
         elif list(words[:1]) == ["compare"]:
             _compare(words[1:])
+        elif list(words[:1]) == ["sweep"]:
+            # Here, because it is built on this module.
+            from lightning_rag.sweep.command import main as sweep
+
+            return sweep(words[1:])
         else:
             _train(args)
     except Exception as error:

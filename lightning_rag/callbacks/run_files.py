@@ -18,6 +18,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from lightning_rag.callbacks.budget import Budget
 from lightning_rag.callbacks.cost_ledger import CostLedger
 from lightning_rag.callbacks.evaluator import Evaluator
 from lightning_rag.callbacks.index_refresh import IndexRefresh
@@ -43,6 +44,7 @@ class RunFiles(Callback):
     (`validation`), and under `fit` and `test` when, where and with which code each was run. Its
     `metrics` says which metric selects models (`monitor`), of which version the figures are, and
     how they come out of the `counts` of `predictions.jsonl` (`aggregations`, of those that do).
+    What ended the training is `stopped_by`, and `budget` what it had cost by then (see `Budget`).
 
     Args:
         folder: the run's folder.
@@ -92,7 +94,7 @@ class RunFiles(Callback):
         self._warn_of_truncation(trainer, method)
         if trainer.is_global_zero and isinstance(trainer.logger, TensorBoardLogger):
             flat = {f"test/{name}": value for name, value in metrics.items()}
-            trainer.logger.log_hyperparams(dict(self.config), flat)
+            trainer.logger.log_hyperparams(dict(self.config), flat, trainer.global_step)
 
     def _warn_of_truncation(self, trainer: Trainer, method: Method) -> None:
         cut = {name: count for name, count in _truncated(method).items() if count}
@@ -136,24 +138,37 @@ class RunFiles(Callback):
             },
         }
         if stage == "fit":
-            facts["validation"] = kept_point(self.curve, method)
+            facts["validation"] = kept_point(self.curve, method, begun=_begun(trainer))
         facts |= _records(trainer, method, before)
         write_json(path, {**before, **facts, stage: circumstances})
 
 
-def kept_point(curve: Sequence[Mapping[str, Json]], method: Method) -> Mapping[str, Json] | None:
+def kept_point(
+    curve: Sequence[Mapping[str, Json]], method: Method, *, begun: bool = True
+) -> Mapping[str, Json] | None:
     """Return the point of the validation curve whose weights a training has kept as `best.ckpt`.
 
     It is the best of the last phase that was begun, or of all phases of its series; of equal ones
     the first. None = there was no validation in them.
+
+    Args:
+        curve: the points.
+        method: which says how far it came.
+        begun: whether its current phase has: a run can be cut between two phases.
     """
     schedule = method.schedule
-    phase = schedule[index := min(method.phase_index, len(schedule) - 1)]
+    last = method.phase_index if begun else method.phase_index - 1
+    phase = schedule[index := max(0, min(last, len(schedule) - 1))]
     names = {schedule[i].name for i in series_of(schedule, index)}
     monitor = phase.monitor or method.data.task.monitor
     points = [point for point in curve if point["phase"] in names and monitor in point]
     best = max if phase.mode == "max" else min
     return best(points, key=lambda point: cast(float, point[monitor]), default=None)
+
+
+def _begun(trainer: Trainer) -> bool:
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]
+    return all(callback.begun for callback in callbacks if isinstance(callback, PhaseSchedule))
 
 
 def _records(trainer: Trainer, method: Method, before: Mapping[str, Any]) -> dict[str, Json]:
@@ -169,6 +184,8 @@ def _records(trainer: Trainer, method: Method, before: Mapping[str, Any]) -> dic
             estimates.update(_finite(callback.estimates))
         if isinstance(callback, IndexRefresh) and callback.staleness:
             found["staleness"] = [dict(point) for point in callback.staleness]
+        if isinstance(callback, Budget) and trainer.state.fn == "fit":
+            found |= callback.summary(trainer, method)
         if isinstance(callback, Evaluator) and trainer.state.fn == "test":
             how = callback.aggregations().items()
             metrics["aggregations"] = {name: one.to_json() for name, one in how}
