@@ -144,7 +144,7 @@ def _figure(systems: Sequence[System], parts: ByClass) -> Figure:
     names, f1 = parts.classes[:DRAWN], parts.f1[:DRAWN]
     size = (3.2 + 0.62 * len(systems), 1.6 + 0.24 * len(names))
     figure, (ax,) = canvas(*size)
-    ax.imshow(f1, cmap="Blues", vmin=0, vmax=1, aspect="auto", alpha=0.75)
+    ax.imshow(f1, cmap="Blues", vmin=0, vmax=1.6, aspect="auto")  # light enough for dark text
     for row, figures in enumerate(f1.tolist()):
         for column, value in enumerate(figures):
             ax.text(
