@@ -12,6 +12,7 @@ from lightning_rag.comparison.section import Report
 from lightning_rag.comparison.tables import is_number, shown
 
 TEMPLATE = "report.html.j2"
+FOLD_FROM = 24  # a table of more rows is closed at first: readers look for what comes after it
 
 
 def as_html(report: Report, svgs: Mapping[str, str]) -> str:
@@ -30,6 +31,7 @@ def as_html(report: Report, svgs: Mapping[str, str]) -> str:
         titles={table.name for table in report.tables},
         shown=shown,
         is_number=is_number,
+        fold_from=FOLD_FROM,
     )
 
 

@@ -9,7 +9,7 @@ from html.parser import HTMLParser
 import pytest
 from matplotlib.figure import Figure
 
-from lightning_rag.comparison.page import as_html
+from lightning_rag.comparison.page import FOLD_FROM, as_html
 from lightning_rag.comparison.section import Card, Plot, Report, Section, Table
 
 VOID = {"meta", "img", "br", "hr", "link", "input"}
@@ -108,6 +108,24 @@ def test_tables_have_heads_and_captions():
     assert [text for tag, text in found.texts if tag == "caption"] == ["plain", "Nothing"]
     assert [text for tag, text in found.texts if tag == "td"] == ["–"]
     assert [text for tag, text in found.texts if tag == "strong"] == ["0.500"]
+
+
+def test_long_tables_are_folded_and_lose_nothing():
+    rows = tuple((f"row {n}", n) for n in range(FOLD_FROM + 1))
+    tables = (Table("long", "Long", ("a", "b"), rows), Table("fits", "Fits", ("a",), rows[:0]))
+    found = Page(as_html(Report("R", (), (), (Section("s", "S", tables=tables),)), {}))
+    assert [text for tag, text in found.texts if tag == "summary"] == ["Long (25 rows)"]
+    assert len(found.all("details")) == 1
+    assert [text for tag, text in found.texts if tag == "th"][2:-1] == [row[0] for row in rows]
+
+
+def test_the_head_of_a_summary_is_stressed():
+    sentences = ("Real: a > b.", "One sentence.", f"{'x' * 60}: late colon.")
+    section = Section("s", "S", summary=sentences)
+    found = Page(as_html(Report("R", (), (), (section,)), {}))
+    assert [text for tag, text in found.texts if tag == "strong"] == ["Real:"]
+    said = [text for tag, text in found.texts if tag == "li"]
+    assert said == ["a > b.", "One sentence.", f"{'x' * 60}: late colon."]
 
 
 def test_links_lead_somewhere():
