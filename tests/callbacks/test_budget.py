@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,7 @@ from lightning_rag.callbacks.budget import Budget, BudgetConfig
 from lightning_rag.callbacks.checkpoints import ResumePoint
 from lightning_rag.callbacks.cost_ledger import CostLedger
 from lightning_rag.callbacks.phases import PhaseSchedule
+from lightning_rag.callbacks.run_files import RunFiles
 from lightning_rag.errors import UserError
 from lightning_rag.methods.base import Method
 from lightning_rag.methods.phase import Phase
@@ -552,3 +554,32 @@ def test_orders_that_contradict_each_other(run: Run) -> None:
 def test_books_are_needed(fit) -> None:
     with pytest.raises(ValueError, match="a Budget reads the books of a CostLedger"):
         fit(phase("one", epochs=1), callbacks=[Budget(BudgetConfig(seconds=1.0))], scores=[0.1])
+
+
+@pytest.mark.parametrize(
+    ("flops", "by", "cut_in", "kept"),
+    [
+        (3 * FIRST, "flops", "one", 3),  # in the epoch with which `one` would have ended
+        (5 * FIRST, "flops", "one", 5),  # between the phases
+        (5 * FIRST + 2 * ESTIMATE, "flops", "two", 5),
+        (5 * FIRST + 5 * ESTIMATE + 2 * FIRST, "flops", "two", 7),
+        (1e9, "phases", "two", 10),
+    ],
+)
+def test_summary_of_a_run(
+    run: Run, tmp_path: Path, flops: float, by: str, cut_in: str, kept: int
+) -> None:
+    """What ended it, in which phase, and the validation whose weights it kept."""
+    run(
+        phase("one", epochs=1),
+        phase("two", estimate=True, epochs=1),
+        flops=flops,
+        callbacks=(RunFiles(tmp_path / "run", {}),),
+        scores=rising(),
+    )
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["stopped_by"] == by
+    assert summary["budget"]["limits"] == {"flops": flops}
+    assert summary["budget"]["spent"] == run.ledger.spent()
+    assert summary["budget"]["phase"] == cut_in
+    assert summary["validation"]["step"] == kept
