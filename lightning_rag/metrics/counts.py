@@ -166,7 +166,8 @@ def aggregate(aggregation: Aggregation, rows: Sequence[Count]) -> float:
     Raises:
         ValueError: a row is not what the aggregation needs.
     """
-    return float(figure(aggregation, columns(aggregation, rows).sum(axis=0)))
+    counted = [row for row in rows if row is not None]
+    return float(figure(aggregation, columns(aggregation, counted).sum(axis=0)))
 
 
 def _number(row: Count) -> tuple[float, float]:

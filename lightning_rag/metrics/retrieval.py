@@ -249,7 +249,7 @@ def _of(predictions: Predictions, batch: RagBatch) -> Tensor:
 def _relevant_count(batch: RagBatch) -> Tensor:
     """Return how many relevant passages the whole store has for each query, (B,)."""
     counts = [len(rows) for rows in batch.relevant_rows]
-    return torch.tensor(counts, device=batch.relevance.device)
+    return torch.tensor(counts, dtype=torch.long, device=batch.relevance.device)
 
 
 class Recall(QueryMean):
