@@ -378,8 +378,8 @@ def _train(words: Sequence[str] | None, *, exit_on_error: bool = True) -> None:
             "allow_abbrev": False,
             "exit_on_error": exit_on_error,
             "epilog": "Beside these: compare RUNS… --output FOLDER, one report on finished runs; "
-            "sweep FILE, many runs from one file; export CHECKPOINT --output FOLDER, the models of a "
-            "run for other tools (each has --help).",
+            "sweep FILE, many runs from one file; export CHECKPOINT --output FOLDER, the models of "
+            "a run for other tools (each has --help).",
         },
         save_config_callback=RunConfig,
         save_config_kwargs={"overwrite": True},

@@ -34,7 +34,7 @@ ALLOWED: Mapping[str, set[str]] = {
     # Of the methods only what they share: no_concrete_method below.
     "callbacks": {"functional", "metrics", "methods", *LEAVES},
     "comparison": {"functional", "metrics", *LEAVES},
-    "sweep": {"cli", *LEAVES},
+    "sweep": {"cli", "comparison", *LEAVES},
     "export": {"backbones", *LEAVES},
     "cli": {
         *("functional", "metrics", "tasks", "data", "backbones", "retrieval", "methods"),

@@ -27,7 +27,7 @@ FILE_KEYS = (
 SYSTEM_KEYS = (
     *("configs", "arguments", "grid", "variants", "begin_with", "train", "seeds", "search"),
 )
-SEARCH_KEYS = ("metric", "mode", "trials", "sampler", "seeds", "space")
+SEARCH_KEYS = ("metric", "mode", "trials", "sampler", "at_once", "seeds", "space")
 RANGE_KEYS = ("low", "high", "log", "step")
 COMPARE_KEYS = ("metric", "resamples", "confidence", "seed", "examples")
 # Arguments that a sweep gives itself.
@@ -70,6 +70,8 @@ class Search:
         mode: whether more of it or less is better.
         trials: settings that are tried; None = all of a grid.
         sampler: who proposes them: Optuna's TPE, random, or every combination.
+        at_once: settings that are proposed together, and run before the next are proposed; None =
+            as many as the executor runs at a time.
         seeds: seeds of each trial, whose mean counts; () = the first of the system's seeds.
         space: dotted key -> values, or a range of numbers.
     """
@@ -78,6 +80,7 @@ class Search:
     mode: Literal["max", "min"]
     trials: int | None
     sampler: Literal["tpe", "random", "grid"]
+    at_once: int | None
     seeds: tuple[int, ...]
     space: Mapping[str, tuple[Json, ...] | Range]
 
@@ -347,6 +350,7 @@ def _search(place: Place | None, shared: Place | None) -> Search | None:
         ),
         trials=trials,
         sampler=cast(Literal["tpe", "random", "grid"], sampler),
+        at_once=parts["at_once"].whole(1) if "at_once" in parts else None,
         seeds=parts["seeds"].seeds() if "seeds" in parts else (),
         space=space,
     )

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from graphlib import CycleError, TopologicalSorter
 from itertools import product
 from pathlib import Path
@@ -54,6 +55,7 @@ class PlannedRun:
     Args:
         name: unlike that of all other runs of the sweep.
         system: name of its setting, which is its variant.
+        base: that name without the cell.
         seed: its seed.
         words: its arguments, without `fit` or `test`.
         folder: where its files go.
@@ -63,10 +65,12 @@ class PlannedRun:
         method: the class of its method, without the modules.
         data: name of its data.
         fraction: share of the training data.
+        evaluate: whether it is tested after its training.
     """
 
     name: str
     system: str
+    base: str
     seed: int
     words: tuple[str, ...]
     folder: Path
@@ -76,6 +80,7 @@ class PlannedRun:
     method: str
     data: str
     fraction: float
+    evaluate: bool = True
 
     @property
     def log(self) -> Path:
@@ -86,6 +91,21 @@ class PlannedRun:
     def best(self) -> Path:
         """Return its best weights."""
         return self.folder / "checkpoints" / "best.ckpt"
+
+
+@functools.cache
+def parser() -> ArgumentParser:
+    """Return the parser of commands, which takes a third of a second to build."""
+    return command_parser()
+
+
+def configuration_of_folder(folder: Path) -> str:
+    """Return the configuration hash of a training that was begun; "" = it cannot be read."""
+    try:
+        parsed = parser().parse_args(["fit", "--config", str(folder / "config.yaml")])
+    except (argparse.ArgumentError, OmegaConfBaseException):
+        return ""
+    return configuration_of(parsed["fit"], "fit")
 
 
 class Commands:
@@ -101,7 +121,6 @@ class Commands:
         self._file = file
         self._runs = runs
         self._extra = extra
-        self._parser: ArgumentParser = command_parser()
 
     def words(self, setting: Setting, seed: int, experiment: str) -> tuple[str, ...]:
         """Return the arguments of a run, but for the weights that it begins with."""
@@ -124,7 +143,7 @@ class Commands:
         subcommand = "fit" if setting.system.train else "test"
         where = f"{self._file.path}: systems.{setting.system.name}"
         try:
-            parsed: Namespace = self._parser.parse_args([subcommand, *words])
+            parsed: Namespace = parser().parse_args([subcommand, *words])
         except (argparse.ArgumentError, OmegaConfBaseException) as error:
             raise UserError(f"{where}: {error}") from error
         config: Namespace = parsed[subcommand]
@@ -134,6 +153,16 @@ class Commands:
 def word(key: str, value: Json) -> str:
     """Return a setting as an argument of the command line."""
     return f"--{key}={value if isinstance(value, str) else json.dumps(value)}"
+
+
+def with_controls_of(file: SweepFile) -> SweepFile:
+    """Return a sweep that has the controls it asks for among its systems."""
+    if not file.controls:
+        return file
+    # Here, because most sweeps ask for none.
+    from lightning_rag.sweep.controls import with_controls
+
+    return replace(with_controls(file), controls=False)
 
 
 def expand(file: SweepFile) -> list[Setting]:
@@ -225,6 +254,7 @@ def planned_run(
     return PlannedRun(
         name=f"{setting.name}/seed={seed}",
         system=setting.name,
+        base=setting.base,
         seed=seed,
         words=words,
         folder=run_folder(config),
@@ -296,12 +326,7 @@ def _axes(
 
 def _replaced(setting: Setting, found: Settings) -> Setting:
     """Return a setting with what a search has found for it."""
-    if not found:
-        return setting
-    return Setting(
-        *(setting.system, setting.name, setting.own, setting.shared, setting.configs),
-        {**setting.arguments, **found},
-    )
+    return replace(setting, arguments={**setting.arguments, **found})
 
 
 def _check_folders(file: SweepFile, runs: Iterable[PlannedRun]) -> None:
