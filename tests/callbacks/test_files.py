@@ -20,6 +20,7 @@ from lightning_rag.callbacks.phases import PhaseSchedule
 from lightning_rag.callbacks.predictions import PredictionWriter, _markdown
 from lightning_rag.callbacks.run_files import RunFiles
 from lightning_rag.methods.phase import Phase
+from lightning_rag.metrics.counts import METRICS_VERSION
 
 HERE = Path(__file__).resolve().parent
 CONFIGS = HERE.parents[1] / "configs"
@@ -96,12 +97,45 @@ def test_predictions_agree_with_the_metrics(run: Path) -> None:
     for row in rows:
         assert len(row["retrieved"]) == len(row["scores"]) == 1
         assert row["id"] not in row["retrieved"]
+        assert row["counts"]["accuracy"] == (row["prediction"] in row["target"])
+
+
+def test_rankings_and_passages(run: Path) -> None:
+    """The method takes the first stage's best passage; the rankings break ties as metrics do."""
+    lines = (run / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line) for line in lines]
+    lines = (run / "passages.jsonl").read_text(encoding="utf-8").splitlines()
+    passages = {passage["id"]: passage for passage in map(json.loads, lines)}
+    assert len(passages) == len(lines)
+    assert passages.keys() == {id_ for row in rows for id_ in row["retrieved"]}
+    for row in rows:
+        assert "task" not in row
+        assert row["target"][0] not in row["text"].split()
+        assert row["ranked"] == row["first_stage"]
+        assert row["ranked_relevant"] == row["first_stage_relevant"]
+        assert len(set(row["ranked"])) == len(row["ranked"]) > 1
+        relevant = dict(zip(row["ranked"], row["ranked_relevant"], strict=True))
+        assert sum(relevant.values()) <= row["relevant"]
+        (best,) = row["retrieved"]
+        passage = passages[best]
+        assert passage["text"].endswith(passage["label"])
+        assert relevant[best] == (passage["label"] == row["target"][0])
 
 
 def test_summary_json(run: Path) -> None:
     summary = load(run / "summary.json")
     assert summary["method"] == "TwoPhases"
+    assert summary["task"] == "RelationExtraction"
     assert summary["seed"] == 0
+    assert summary["trained"] == ["generator", "retriever"]
+    assert summary["metrics"]["version"] == METRICS_VERSION
+    assert summary["metrics"]["monitor"] == "accuracy"
+    mean = {"kind": "mean"}
+    figures = {"accuracy", "invalid_rate"} | RETRIEVAL
+    assert summary["metrics"]["aggregations"] == dict.fromkeys(figures, mean)
+    # The index is refreshed every two steps and read by no ranking.
+    assert {point["overlap@1"] for point in summary["staleness"]} == {1}
+    assert summary["staleness"][0]["step"] == 2
     assert summary["phases"] == ["distil", *FITS, "fit_5"]  # which the series skipped
     assert summary["fit"]["versions"]["torch"] == torch.__version__
     assert summary["data"]["train"]["size"] == 24
@@ -241,6 +275,8 @@ def test_predictions_of_predict(fit, data, tmp_path: Path) -> None:
         assert row["retrieved"] == [data.store[first].id]
         assert row["scores"] == pytest.approx([float(queries.candidates.scores[number, 0])])
         assert (row["prediction"] == "<b>no label</b>") == bool(number % 2)
+        assert row["ranked"] == row["first_stage"]
+        assert "counts" not in row
     assert len(writer.page) == 2
 
 
