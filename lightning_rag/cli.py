@@ -33,6 +33,7 @@ from lightning_rag.backbones.config import EncoderConfig, GeneratorConfig
 from lightning_rag.callbacks.budget import Budget, BudgetConfig
 from lightning_rag.callbacks.checkpoints import InitialWeights, ResumePoint
 from lightning_rag.callbacks.cost_ledger import CostLedger
+from lightning_rag.callbacks.dashboard import Dashboard
 from lightning_rag.callbacks.evaluator import Evaluator
 from lightning_rag.callbacks.index_refresh import IndexRefresh
 from lightning_rag.callbacks.phases import PhaseSchedule
@@ -164,7 +165,8 @@ class RagCLI(LightningCLI):
         callbacks += [IndexRefresh(), Evaluator()]
         if not rehearsed:
             configuration = configuration_of(config, self.subcommand)
-            callbacks += [PredictionWriter(folder), RunFiles(folder, settings, configuration)]
+            callbacks += [Dashboard(), PredictionWriter(folder)]
+            callbacks.append(RunFiles(folder, settings, configuration))
         if not rehearsed and config.trainer.enable_checkpointing is not False:
             callbacks.append(ResumePoint(folder / "checkpoints", config.checkpoint_every))
         kwargs["callbacks"] = callbacks
