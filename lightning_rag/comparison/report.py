@@ -5,7 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from lightning_rag.comparison import cost, curves, factorial, pairs, per_class, quality, retrieval
+from lightning_rag.comparison import (
+    cost,
+    curves,
+    differences,
+    examples,
+    factorial,
+    manifest,
+    pairs,
+    per_class,
+    quality,
+    retrieval,
+)
 from lightning_rag.comparison.measured import measurable, measure
 from lightning_rag.comparison.runs import System
 from lightning_rag.comparison.section import Report, Section
@@ -104,6 +115,9 @@ def _sections(compared: Sequence[System], metric: str, settings: Settings) -> It
         retrieval.section(compared),
         per_class.section(compared, metric),
         curves.section(compared, metric),
+        examples.section(compared, metric, settings.examples),
+        differences.section(compared),
+        manifest.section(compared),
     ):
         if part is not None:
             yield part
