@@ -327,6 +327,8 @@ def _counted(pairs: Sequence[Pair]) -> str:
     if pairs[0].training_holm is None:
         return said + "on these queries, with the one seed there is."
     holds = sum(pair.holds_over_seeds for pair in pairs)
+    if holds == shown:
+        return said + "on these queries, and over other seeds too."
     return said + f"on these queries; {holds or 'none'} of them over other seeds too."
 
 

@@ -101,7 +101,7 @@ def test_the_summary_counts(measured):
     found = measured(Rag4re=[high] * 3, NoRetrieval=[low] * 3, Etrag=[low] * 3)
     summary = pairs.section(found, "f1", 999, 0).summary[0]
     assert summary == (
-        "Of 3 pairs, 2 differ measurably on these queries; 2 of them over other seeds too."
+        "Of 3 pairs, 2 differ measurably on these queries, and over other seeds too."
     )
     alone = measured(Dro=[low] * 2)["f1"]
     assert pairs.section({"f1": alone}, "f1", 999, 0) is None
