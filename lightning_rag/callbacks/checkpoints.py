@@ -31,9 +31,10 @@ def save_checkpoint(trainer: Trainer, path: Path, *, resumable: bool) -> None:
 
 
 class InitialWeights(Callback):
-    """Begins a training with weights of another run: those of all groups that both methods have.
+    """Begins with weights of another run: those of all groups that both methods have.
 
-    So methods can be compared from the same warm-up, and one method's generator serves another.
+    So methods can be compared from the same warm-up, and one method's generator serves another. A
+    test alone, of no checkpoint of its own, says what these weights are worth without training.
 
     Args:
         checkpoint: the other run's `best.ckpt` or another of its checkpoints.
@@ -41,11 +42,20 @@ class InitialWeights(Callback):
 
     def __init__(self, checkpoint: Path) -> None:
         self.checkpoint = checkpoint
+        self.trained = False
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Load the weights, unless the run goes on from a checkpoint of its own."""
-        if trainer.ckpt_path is not None:
-            return
+        self.trained = True
+        if trainer.ckpt_path is None:
+            self._load(pl_module)
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Load the weights, unless others were trained or given."""
+        if not self.trained and trainer.ckpt_path is None:
+            self._load(pl_module)
+
+    def _load(self, pl_module: LightningModule) -> None:
         method = as_method(pl_module)
         state = torch.load(self.checkpoint, map_location="cpu", weights_only=True)["state_dict"]
         groups = method.load_groups(state, f"initial_weights: {self.checkpoint}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -25,7 +26,7 @@ def equal(one: torch.Tensor, other: torch.Tensor) -> bool:
     return torch.allclose(one, other, rtol=0, atol=1e-12)
 
 
-def fit(folder: Path, method: str, *flags: str) -> int:
+def fit(folder: Path, method: str, *flags: str, command: str = "fit", epochs: str = "") -> int:
     files = (
         CONFIGS / "base.yaml",
         CONFIGS / "data" / "synthetic_questions.yaml",
@@ -35,13 +36,13 @@ def fit(folder: Path, method: str, *flags: str) -> int:
     )
     return cli.main(
         [
-            "fit",
+            command,
             *(part for file in files for part in ("--config", str(file))),
             *(f"--data.reader.init_args.{split}=16" for split in ("train", "validation", "test")),
             f"--runs={folder / 'runs'}",
             f"--data.cache_dir={folder / 'cache'}",
-            "--model.epochs=1",
-            "--evaluate=false",
+            f"--model.{epochs}epochs=1",
+            *(["--evaluate=false"] if command == "fit" else []),
             *flags,
         ]
     )
@@ -76,6 +77,43 @@ def test_a_run_begins_with_the_weights_of_another(tmp_path: Path) -> None:
         expected = trained[name] if name.startswith("generator.") else fresh[name]
         assert equal(weight, expected), name
     assert any(not equal(trained[name], fresh[name]) for name in trained)
+
+
+def test_a_test_alone_is_of_the_weights_of_another_run(tmp_path: Path) -> None:
+    """Of no checkpoint of its own; what a training ends with is not replaced by what it began with.
+
+    RUIE has a retriever besides, whose index must be of the weights that are tested.
+    """
+
+    def answers(variant: str, method: str = "noretrieval") -> tuple[str, str]:
+        run = tmp_path / "runs" / "default" / "synthetic_questions" / method / variant / "seed=0"
+        summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
+        text = (run / "predictions.jsonl").read_text(encoding="utf-8")
+        return text, summary["configuration"]
+
+    fast = "--optimizer.learning_rates={generator: 0.01, retriever: 0.01, reward: 0.01}"
+    assert fit(tmp_path, "no_retrieval", fast, "--evaluate=true") == 0
+    (best,) = tmp_path.rglob("best.ckpt")
+    source = f"--initial_weights={best}"
+    tested = {"command": "test"}
+    assert fit(tmp_path, "no_retrieval", "--variant=untrained", **tested) == 0
+    assert fit(tmp_path, "no_retrieval", "--variant=same", source, **tested) == 0
+    assert answers("same")[0] == answers("default")[0] != answers("untrained")[0]
+    assert answers("same")[1] != answers("untrained")[1]
+
+    further = (fast, source, "--evaluate=true", "--variant=further")
+    assert fit(tmp_path, "no_retrieval", *further) == 0
+    own = best.parents[3] / "further" / "seed=0"
+    of_it = f"--ckpt_path={own / 'checkpoints' / 'best.ckpt'}"
+    assert fit(tmp_path, "no_retrieval", source, of_it, "--variant=given", **tested) == 0
+    assert answers("given")[0] == answers("further")[0] != answers("default")[0]
+
+    ruie = ("--model.reader_epochs=1", "--model.decoding=options", "--data.num_candidates=8")
+    assert fit(tmp_path, "ruie", fast, *ruie, "--evaluate=true", epochs="distil_") == 0
+    (taught,) = (path for path in tmp_path.rglob("best.ckpt") if "ruie" in path.parts)
+    begun = (f"--initial_weights={taught}", "--variant=same")
+    assert fit(tmp_path, "ruie", *ruie, *begun, **tested, epochs="distil_") == 0
+    assert answers("same", "ruie")[0] == answers("default", "ruie")[0]
 
 
 def test_bad_initial_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
