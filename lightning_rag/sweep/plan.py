@@ -248,9 +248,13 @@ def planned_run(
     """
     train = setting.system.train
     words = commands.words(setting, seed, experiment)
-    if first is not None:
-        words += (f"--{'initial_weights' if train else 'ckpt_path'}={first.best}",)
     config = commands.parse(setting, words)
+    method = str(config.model.class_path).rpartition(".")[2]
+    if first is not None:
+        # A checkpoint is of one method; of another one's run the parts are taken that both have.
+        key = "initial_weights" if train or first.method != method else "ckpt_path"
+        config[key] = str(first.best)
+        words += (f"--{key}={first.best}",)
     return PlannedRun(
         name=f"{setting.name}/seed={seed}",
         system=setting.name,
@@ -261,7 +265,7 @@ def planned_run(
         configuration=configuration_of(config, "fit" if train else "test"),
         train=train,
         after=(first.name,) if first is not None else (),
-        method=str(config.model.class_path).rpartition(".")[2],
+        method=method,
         data=str(config.data.name),
         fraction=float(config.data.fraction),
     )
