@@ -238,7 +238,8 @@ def _content(path: Path) -> Json:
 def _system(name: str, place: Place, shared: Place | None) -> System:
     if not NAME.fullmatch(name):
         raise place.error(f"{name!r} cannot name a system; legal: letters, digits and . _ = + -")
-    parts, file = place.keys(SYSTEM_KEYS), Path(place.file)
+    parts = {} if place.value == {} else place.keys(SYSTEM_KEYS)  # it may differ in nothing
+    file = Path(place.file)
     train = parts["train"].truth() if "train" in parts else True
     begin_with = parts["begin_with"].text() if "begin_with" in parts else None
     own = {k: v for k, v in OWN.items() if train or begin_with or k != "ckpt_path"}
@@ -325,30 +326,25 @@ def _search(place: Place | None, shared: Place | None) -> Search | None:
         return None
     if place is None and shared is None:
         return None
+    where = cast(Place, place or shared)
     parts = shared.keys(SEARCH_KEYS) if shared is not None else {}
     parts |= place.keys(SEARCH_KEYS) if place is not None else {}
-    where = place or shared
-    assert where is not None
+    mode = parts["mode"].choice(("max", "min")) if "mode" in parts else "max"
+    sampler = parts["sampler"].choice(("tpe", "random", "grid")) if "sampler" in parts else "tpe"
     for needed in ("metric", "space"):
         if needed not in parts:
             raise where.error(f"{needed} is missing")
-    sampler = parts["sampler"].choice(("tpe", "random", "grid")) if "sampler" in parts else "tpe"
-    space = {key: _dimension(part) for key, part in parts["space"].items()}
-    parts["space"].arguments(OWN)
-    trials = parts["trials"].whole(1) if "trials" in parts else None
-    if sampler == "grid":
-        for key, part in parts["space"].items():
-            if isinstance(space[key], Range):
-                raise part.error("the sampler grid needs a list of values here")
-    elif trials is None:
+    if sampler != "grid" and "trials" not in parts:
         raise where.error(f"trials is missing: how many settings the sampler {sampler} tries")
+    parts["space"].arguments(OWN)
+    space = {key: _dimension(part) for key, part in parts["space"].items()}
+    for key, values in space.items():
+        if sampler == "grid" and isinstance(values, Range):
+            raise parts["space"].below(key, None).error("the sampler grid needs a list of values")
     return Search(
         metric=parts["metric"].text().removeprefix("val/"),
-        mode=cast(
-            Literal["max", "min"],
-            parts["mode"].choice(("max", "min")) if "mode" in parts else "max",
-        ),
-        trials=trials,
+        mode=cast(Literal["max", "min"], mode),
+        trials=parts["trials"].whole(1) if "trials" in parts else None,
         sampler=cast(Literal["tpe", "random", "grid"], sampler),
         at_once=parts["at_once"].whole(1) if "at_once" in parts else None,
         seeds=parts["seeds"].seeds() if "seeds" in parts else (),
