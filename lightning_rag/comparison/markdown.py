@@ -42,6 +42,12 @@ def table_markdown(table: Table) -> str:
     return "\n".join(lines) + (f"\n\n{escaped(table.note)}" if table.note else "")
 
 
+def card_markdown(card: Card) -> str:
+    """Return a card: its title as a heading, its texts as a list."""
+    fields = [f"- **{escaped(name)}**: {escaped(text)}" for name, text in card.fields]
+    return "\n".join([f"### {escaped(card.title)}", "", *fields])
+
+
 def escaped(text: str) -> str:
     """Return a text that Markdown shows as it is; line breaks become `<br>`."""
     lines = [
@@ -57,16 +63,11 @@ def _section(section: Section) -> list[str]:
         parts += [f"### {escaped(plot.title)}", _plot(plot)]
     for table in section.tables:
         parts += [f"### {escaped(table.title)}", table_markdown(table)]
-    return parts + [_card(card) for card in section.cards]
+    return parts + [card_markdown(card) for card in section.cards]
 
 
 def _plot(plot: Plot) -> str:
     return f"![{escaped(plot.alt)}](plots/{plot.name}.svg)"
-
-
-def _card(card: Card) -> str:
-    fields = [f"- **{escaped(name)}**: {escaped(text)}" for name, text in card.fields]
-    return "\n".join([f"### {escaped(card.title)}", "", *fields])
 
 
 def _row(cells: list[str]) -> str:
