@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gc
 import io
 import json
 import sys
@@ -254,3 +255,12 @@ def test_runs_as_a_training_leaves_them(compare, tmp_path, monkeypatch):
     for row in quality["rows"]:
         test = json.loads(written[row[0]].read_text())["test"]
         assert row[1] == pytest.approx(test[told["facts"]["metric"]])
+
+
+@pytest.mark.parametrize("words", [("runs",), ("runs", "--metric", "bleu")])
+def test_the_garbage_collector_works_again(compare, write_run, tmp_path, monkeypatch, words):
+    monkeypatch.chdir(tmp_path)
+    write_run()
+    compare(*words)
+    assert gc.isenabled()
+    assert gc.get_freeze_count() == 0
