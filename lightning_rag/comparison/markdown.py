@@ -6,7 +6,7 @@ import re
 from html import escape
 
 from lightning_rag.comparison.section import Card, Plot, Report, Section, Table
-from lightning_rag.comparison.tables import is_number, shown
+from lightning_rag.comparison.tables import digits_of, is_number, shown
 
 # What would be markup: emphasis, code, links, tables, struck-out text, mathematics.
 SPECIAL = re.compile(r"([\\`*_\[\]|~$])")
@@ -34,8 +34,9 @@ def table_markdown(table: Table) -> str:
         _row([escaped(column) for column in table.columns]),
         _row(["---:" if number else ":---" for number in numbers]),
     ]
+    digits = [digits_of(table, column) for column in range(len(table.columns))]
     for number, row in enumerate(table.rows):
-        cells = [escaped(shown(cell, table.digits)) for cell in row]
+        cells = [escaped(shown(cell, digits[i])) for i, cell in enumerate(row)]
         lines.append(
             _row([f"**{c}**" if (number, i) in table.bold else c for i, c in enumerate(cells)])
         )

@@ -8,8 +8,8 @@ from importlib.resources import files
 
 from jinja2 import Environment, StrictUndefined
 
-from lightning_rag.comparison.section import Report
-from lightning_rag.comparison.tables import is_number, shown
+from lightning_rag.comparison.section import Report, Table
+from lightning_rag.comparison.tables import digits_of, is_number, shown
 
 TEMPLATE = "report.html.j2"
 FOLD_FROM = 24  # a table of more rows is closed at first: readers look for what comes after it
@@ -30,9 +30,14 @@ def as_html(report: Report, svgs: Mapping[str, str]) -> str:
         images={name: _data_uri(svg) for name, svg in svgs.items()},
         titles={table.name for table in report.tables},
         shown=shown,
-        is_number=is_number,
+        layouts={table.name: _layout(table) for table in report.tables},
         fold_from=FOLD_FROM,
     )
+
+
+def _layout(table: Table) -> list[tuple[bool, int]]:
+    """Return for each column whether it holds numbers, and with how many digits they are shown."""
+    return [(is_number(table, i), digits_of(table, i)) for i in range(len(table.columns))]
 
 
 def _data_uri(svg: str) -> str:

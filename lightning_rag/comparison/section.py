@@ -26,8 +26,8 @@ class Table:
         rows: as many cells as columns each. None = there is no such number, shown as "–". A float
             is shown rounded, and written in full to CSV and JSON.
         note: what a reader needs to understand it, below it.
-        digits: digits behind the point of floats that are shown; large and tiny ones are shown
-            with three significant digits.
+        digits: digits behind the point of floats that are shown, fewer in columns with large ones
+            (`tables.digits_of`); huge and tiny ones are shown with their first digits.
         bold: (row, column) of cells to stress, counted from 0.
 
     Raises:

@@ -86,6 +86,24 @@ def _signed(text: str) -> str:
     return text.replace("-", MINUS)
 
 
+def digits_of(table: Table, column: int) -> int:
+    """Return how many digits behind the point a column's floats are shown with.
+
+    Those of the table where all are below 10, one less for each further digit before the point:
+    seconds need no milliseconds beside minutes. None where all are whole, as means of counts are.
+    """
+    floats = [
+        abs(cell)
+        for cell in (row[column] for row in table.rows)
+        if isinstance(cell, float) and math.isfinite(cell)
+    ]
+    largest = max(floats, default=0.0)
+    if largest > 1 and all(value.is_integer() for value in floats):
+        return 0
+    before = math.floor(math.log10(largest)) if largest >= 10 else 0
+    return max(0, table.digits - before)
+
+
 def is_number(table: Table, column: int) -> bool:
     """Return whether a column holds numbers alone, or none at all: it is then set flush right."""
     return bool(table.rows) and not any(isinstance(row[column], str) for row in table.rows)
@@ -117,8 +135,9 @@ def as_latex(table: Table) -> str:
         _latex_row([escaped_latex(column) for column in table.columns]),
         r"\midrule",
     ]
+    digits = [digits_of(table, column) for column in range(len(table.columns))]
     for number, row in enumerate(table.rows):
-        cells = [escaped_latex(shown(cell, table.digits)) for cell in row]
+        cells = [escaped_latex(shown(cell, digits[i])) for i, cell in enumerate(row)]
         lines.append(
             _latex_row(
                 rf"\textbf{{{cell}}}" if (number, column) in table.bold else cell
@@ -145,8 +164,10 @@ def escaped_latex(text: str) -> str:
 
 def as_text(table: Table) -> str:
     """Return head and rows for a terminal, columns below each other."""
+    digits = [digits_of(table, column) for column in range(len(table.columns))]
     cells = [table.columns] + [
-        tuple(" ".join(shown(cell, table.digits).split()) for cell in row) for row in table.rows
+        tuple(" ".join(shown(cell, digits[i]).split()) for i, cell in enumerate(row))
+        for row in table.rows
     ]
     widths = [max(len(row[i]) for row in cells) for i in range(len(table.columns))]
     right = [is_number(table, i) for i in range(len(table.columns))]

@@ -9,7 +9,14 @@ import math
 import pytest
 
 from lightning_rag.comparison.section import Table
-from lightning_rag.comparison.tables import as_csv, as_latex, as_text, escaped_latex, shown
+from lightning_rag.comparison.tables import (
+    as_csv,
+    as_latex,
+    as_text,
+    digits_of,
+    escaped_latex,
+    shown,
+)
 
 
 def table(**changes: object) -> Table:
@@ -53,6 +60,26 @@ def test_a_cell_is_shown_readably(cell, text):
 def test_digits_are_those_of_the_table():
     assert shown(0.123456, 1) == "0.1"
     assert shown(2.5, 0) == "2"
+
+
+@pytest.mark.parametrize(
+    ("cells", "digits"),
+    [
+        ((0.5, 0.25), 3),
+        ((1.0, 0.0), 3),  # shares, though all are whole
+        ((9.99, 0.1), 3),
+        ((10.5, 0.1), 2),
+        ((431.2, -0.5), 1),
+        ((1541.5, 2.0), 0),
+        ((123456.5,), 0),
+        ((12.0, 386.0), 0),  # means of counts
+        ((None, math.nan, math.inf, 7, "text"), 3),
+        ((None, -20.5), 2),
+    ],
+)
+def test_a_column_of_large_floats_has_fewer_digits(cells, digits):
+    one = table(columns=("x",), rows=tuple((cell,) for cell in cells))
+    assert digits_of(one, 0) == digits
 
 
 def test_csv_reads_back_exactly():
