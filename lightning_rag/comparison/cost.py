@@ -100,6 +100,7 @@ def section(systems: Sequence[System], metric: str) -> Section:
                 phases.name,
             ),
         ),
+        summary=_summary(names, fronts, metric),
     )
 
 
@@ -356,3 +357,17 @@ def _front_words(names: Sequence[str], fronts: Sequence[Sequence[bool]], metric:
         on = [name for name, is_on in zip(names, front, strict=True) if is_on]
         said.append(f"{measure}: {', '.join(on)}")
     return f"Scatter plots of {metric} against four costs. On the front of {'; of '.join(said)}."
+
+
+def _summary(
+    names: Sequence[str], fronts: Sequence[Sequence[bool]], metric: str
+) -> tuple[str, ...]:
+    """Say which systems are worth their training, where there is something to choose."""
+    on = [name for name, is_on in zip(names, fronts[MEASURES.index("FLOPs")], strict=True) if is_on]
+    if len(names) < 2 or not on:
+        return ()
+    verb = "is" if len(on) == 1 else "are"
+    return (
+        f"On the front of {metric} against training FLOPs {verb} {', '.join(on)}: no other system "
+        "whose cost is known is as good for less.",
+    )

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from lightning_rag.comparison.cost import SMALLER_IS_BETTER
 from lightning_rag.comparison.runs import Run, System
 from lightning_rag.comparison.section import Cell, Plot, Section, Table
 from lightning_rag.comparison.style import (
@@ -21,6 +22,7 @@ from lightning_rag.comparison.style import (
 )
 
 Curve = list[tuple[float, float]]  # (step, value), ascending
+Best = Callable[[Iterable[float]], float]
 
 TOGETHER = 6  # up to so many systems share a panel; more have one each
 ACROSS = 4
@@ -41,7 +43,9 @@ def section(systems: Sequence[System], metric: str) -> Section | None:
     if not found:
         return None
     absent = [system.name for system in systems if system.name not in found]
-    rows = [_row(system, found[system.name], metric) for system in systems if system.name in found]
+    best: Best = min if metric in SMALLER_IS_BETTER else max
+    validated = [system for system in systems if system.name in found]
+    rows = [_row(system, found[system.name], metric, best) for system in validated]
     table = Table(
         name="curves",
         title=f"Validation {metric} in training",
@@ -50,9 +54,8 @@ def section(systems: Sequence[System], metric: str) -> Section | None:
         note="Means over the seeds; “best” and its step are those of each seed's best validation.",
     )
     said = [
-        f"Thin lines are seeds, bold lines their mean over the validations that all seeds have, "
-        f"with a mark at the best of it. Steps are optimiser steps. {metric} is here that of the "
-        "validation set, by which weights are chosen."
+        "Thin lines are seeds, bold lines their mean over the validations that all seeds have, "
+        "with a mark at the best of it. Steps are optimiser steps. The test set has no part in it."
     ]
     if absent:
         said.append(f"Never validated by {metric}: {', '.join(absent)}.")
@@ -61,7 +64,11 @@ def section(systems: Sequence[System], metric: str) -> Section | None:
         f"Validation {metric} over steps",
         "Lines of each system: " + "; ".join(f"{row[0]} ends at {row[5]:.3f}" for row in rows),
         curve_figure(
-            found, looks([system.name for system in systems]), "step", f"validation {metric}"
+            found,
+            looks([system.name for system in systems]),
+            "step",
+            f"validation {metric}",
+            best=best,
         ),
         table.name,
     )
@@ -76,7 +83,12 @@ def mean_curve(curves: Sequence[Curve]) -> Curve:
 
 
 def curve_figure(
-    curves: Mapping[str, Sequence[Curve]], styles: Mapping[str, Look], x_name: str, y_name: str
+    curves: Mapping[str, Sequence[Curve]],
+    styles: Mapping[str, Look],
+    x_name: str,
+    y_name: str,
+    *,
+    best: Best = max,
 ) -> Figure:
     """Draw curves of systems: all in one panel, or one panel each before the others in grey.
 
@@ -85,10 +97,11 @@ def curve_figure(
         styles: the look of each system.
         x_name: what the horizontal axis shows.
         y_name: what the vertical axis shows.
+        best: the function that chooses the value that is marked, `max` or `min`.
     """
     if len(curves) <= TOGETHER:
         figure, (ax,) = canvas(8.5, 3.6)
-        _together(ax, curves, styles)
+        _together(ax, curves, styles, best)
         ax.set_ylabel(y_name)
         ax.set_xlabel(x_name, fontsize=SMALL, color=MUTED)
         return figure
@@ -99,7 +112,7 @@ def curve_figure(
     for ax, name in zip(axes, curves, strict=False):
         for other in curves:
             _line(ax, mean_curve(curves[other]), "#d5d9de", 0.9)
-        _seeds_and_mean(ax, curves[name], styles[name])
+        _seeds_and_mean(ax, curves[name], styles[name], best)
         ax.xaxis.set_major_locator(MaxNLocator(3))
         head(ax, name)
     for ax in axes[len(curves) :]:
@@ -120,26 +133,34 @@ def _curve(run: Run, metric: str) -> Curve:
     return sorted(points.items())
 
 
-def _row(system: System, curves: Sequence[Curve], metric: str) -> tuple[Cell, ...]:
-    best = [max(curve, key=lambda point: point[1]) for curve in curves]
+def _row(system: System, curves: Sequence[Curve], metric: str, best: Best) -> tuple[Cell, ...]:
+    points = [_best(curve, best) for curve in curves]
     return (
         system.name,
-        _mean([len(curve) for curve in curves]),
+        round(_mean([len(curve) for curve in curves])),
         _mean([curve[0][1] for curve in curves]),
-        _mean([value for _, value in best]),
-        ", ".join(f"{step:.0f}" for step, _ in best),
+        _mean([value for _, value in points]),
+        ", ".join(f"{step:.0f}" for step, _ in points),
         _mean([curve[-1][1] for curve in curves]),
         _mean([run.test[metric] for run in system.runs]),
     )
+
+
+def _best(curve: Curve, best: Best) -> tuple[float, float]:
+    """Return the first point with the best value."""
+    wanted = best(value for _, value in curve)
+    return next(point for point in curve if point[1] == wanted)
 
 
 def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
-def _together(ax: Axes, curves: Mapping[str, Sequence[Curve]], styles: Mapping[str, Look]) -> None:
+def _together(
+    ax: Axes, curves: Mapping[str, Sequence[Curve]], styles: Mapping[str, Look], best: Best
+) -> None:
     for name in curves:
-        _seeds_and_mean(ax, curves[name], styles[name])
+        _seeds_and_mean(ax, curves[name], styles[name], best)
     ends = {name: (mean_curve(seeds) or seeds[0])[-1] for name, seeds in curves.items()}
     last = max(step for step, _ in ends.values())
     for name, (step, value) in ends.items():
@@ -150,14 +171,15 @@ def _together(ax: Axes, curves: Mapping[str, Sequence[Curve]], styles: Mapping[s
     name_beside(ax, list(ends), [value for _, value in ends.values()], styles)
 
 
-def _seeds_and_mean(ax: Axes, seeds: Sequence[Curve], look: Look) -> None:
+def _seeds_and_mean(ax: Axes, seeds: Sequence[Curve], look: Look, best: Best) -> None:
     for curve in seeds:
         _line(ax, curve, look.colour, 0.8, alpha=0.35)
     mean = mean_curve(seeds)
     _line(ax, mean, look.colour, 2.0)
     if mean:
-        best = max(mean, key=lambda point: point[1])
-        ax.plot(*best, marker=look.marker, color=look.colour, markersize=6, clip_on=False)
+        ax.plot(
+            *_best(mean, best), marker=look.marker, color=look.colour, markersize=6, clip_on=False
+        )
 
 
 def _line(ax: Axes, curve: Curve, colour: str, width: float, alpha: float = 1.0) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -31,6 +31,8 @@ from lightning_rag.files import Json
 
 DEPTHS = (1, 5)  # of the figures, where a configuration does not say `data.retrieval_ks`
 STALE = "overlap@"  # how the figures of a stale index begin
+# A passage for so many of the queries, and so many times as often as by chance, is a collapse.
+COLLAPSED, BY_CHANCE = 0.5, 5.0
 SAME = 1 - 1e-9  # rank-biased overlap of an order and itself, but for rounding
 
 
@@ -90,7 +92,10 @@ def section(systems: Sequence[System]) -> Section | None:
         tables.append(_stale_table(stale))
         plots.append(_stale_plot(stale, styles))
     said = tuple(_paragraphs(systems, found))
-    return Section("retrieval", "Retrieval", said, tuple(tables), tuple(plots))
+    warnings = tuple(_collapses(found))
+    return Section(
+        "retrieval", "Retrieval", said + warnings, tuple(tables), tuple(plots), summary=warnings
+    )
 
 
 def measure(run: Run, depths: Sequence[int]) -> Found | None:
@@ -244,6 +249,17 @@ def _paragraphs(systems: Sequence[System], found: Mapping[str, Sequence[Found]])
     return said
 
 
+def _collapses(found: Mapping[str, Sequence[Found]]) -> Iterator[str]:
+    for name, runs in found.items():
+        favourite = _mean(runs, lambda run: run.favourite)
+        chance = _mean(runs, lambda run: run.shown / max(run.stored, 1))
+        if favourite >= max(COLLAPSED, BY_CHANCE * chance):
+            yield (
+                f"The retrieval of {name} collapsed: one passage is retrieved for "
+                f"{favourite:.0%} of the queries."
+            )
+
+
 def _before_after_plot(
     found: Mapping[str, Sequence[Found]], figures: Sequence[str], styles: Mapping[str, Look]
 ) -> Plot:
@@ -314,9 +330,10 @@ def _moves_table(found: Mapping[str, Sequence[Found]], depths: Sequence[int]) ->
             for name, runs in found.items()
         ),
         note=f"Rank-biased overlap: Webber et al. 2010, extrapolated, p = {PERSISTENCE}: 1 is the "
-        "same order, 0 no passage in common. The last columns are shares of queries by what became "
-        "of the first relevant passage: found where the first stage has none, moved up, same rank, "
-        "moved down, lost, in neither order.",
+        "same order, 0 no passage in common. A method that ranks fewer than k stays below 1 "
+        "in overlap@k. The last columns are shares of queries by what became of the first "
+        "relevant passage: found where the first stage has none, moved up, same rank, moved down, "
+        "lost, in neither order.",
     )
 
 
@@ -328,7 +345,7 @@ def _collapse_table(found: Mapping[str, Sequence[Found]]) -> Table:
             (
                 name,
                 _mean(runs, lambda run: run.shown),
-                _mean(runs, lambda run: run.unique),
+                round(_mean(runs, lambda run: run.unique)),
                 _mean(runs, lambda run: run.unique / run.stored) if runs[0].stored else None,
                 _mean(runs, lambda run: run.favourite),
                 sum(known) / len(known) if known else None,
@@ -376,7 +393,7 @@ def _stale_table(stale: Mapping[str, Sequence[tuple[str, Curve]]]) -> Table:
             (
                 name,
                 seeds[0][0],
-                len(values) / len(seeds),
+                round(len(values) / len(seeds)),
                 sum(values) / len(values),
                 min(values),
                 sum(curve[-1][1] for _, curve in seeds) / len(seeds),

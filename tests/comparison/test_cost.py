@@ -139,6 +139,13 @@ def test_a_worse_and_dearer_system_is_on_no_front(make_system):
     assert {row for row, _ in totals.bold} == {0, 1}
 
 
+def test_the_summary_names_who_is_worth_its_training(make_system):
+    systems = [make_system("cheap", 0.3, 1), make_system("bad", 0.2, 3)]
+    (said,) = section(systems, "f1").summary
+    assert said.startswith("On the front of f1 against training FLOPs is cheap:")
+    assert section(systems[:1], "f1").summary == ()
+
+
 def test_of_some_metrics_less_is_better(make_system):
     systems = [make_system("valid", 0.9, 1), make_system("invalid", 0.1, 2)]
     totals = section(systems, "invalid_rate").tables[0]

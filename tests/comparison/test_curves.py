@@ -34,8 +34,17 @@ def test_the_mean_is_over_the_steps_that_all_seeds_have():
 def test_the_table_says_where_each_seed_was_best(make_system):
     made = section([make_system("dro", {10: 0.1, 20: 0.6, 30: 0.5}, {10: 0.2, 20: 0.3})], "f1")
     name, validations, first, best, step, last, test = made.tables[0].rows[0]
-    assert (name, validations, step) == ("dro", 2.5, "20, 20")
+    assert (name, validations, step) == ("dro", 2, "20, 20")  # 2.5 validations, rounded
     assert (first, best, last, test) == pytest.approx((0.15, 0.45, 0.4, 0.55))
+
+
+def test_of_some_metrics_the_least_is_the_best(make_run):
+    points = [{"step": s, "invalid_rate": v} for s, v in ((1, 0.4), (2, 0.1), (3, 0.2))]
+    run = make_run("dro", validation=points, test={"invalid_rate": 0.2})
+    made = section([System("dro", (run,))], "invalid_rate")
+    assert made.tables[0].rows[0][3:5] == (0.1, "2")
+    marks = [line for line in made.plots[0].figure.axes[0].lines if line.get_marker() != "None"]
+    assert (2.0, 0.1) in [(line.get_xdata()[0], line.get_ydata()[0]) for line in marks]
 
 
 def test_points_of_phases_with_another_metric_are_left_out(make_run):

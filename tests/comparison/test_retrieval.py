@@ -146,6 +146,17 @@ def test_no_picture_of_moves_where_nothing_moves(make_system):
     assert [plot.name for plot in made.plots] == ["retrieval"]
 
 
+@pytest.mark.parametrize(("store", "said"), [(40, True), (5, False)])
+def test_a_collapse_is_said_if_chance_does_not_explain_it(make_system, store, said):
+    rows = [row(n, ["a", f"b{n}"], ["a", f"b{n}"], set(), chosen=1 + n % 2) for n in range(6)]
+    made = section([make_system("etrag", rows, store=store)])
+    assert bool(made.summary) == said
+    if said:
+        assert made.summary == (
+            "The retrieval of etrag collapsed: one passage is retrieved for 100% of the queries.",
+        )
+
+
 def test_staleness_is_shown_where_there_is_an_index(make_system):
     rows = random_rows(1)
     points = [{"step": 10, "overlap@5": 0.4}, {"step": 20, "overlap@5": 0.8}]
