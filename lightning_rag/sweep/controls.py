@@ -206,7 +206,8 @@ def _of_methods(folder: Path) -> Iterator[Controls]:
         parts = _place(path).keys(("method", "itself", "cells", "missing"))
         if "method" not in parts:
             raise UserError(f"{path}: method is missing; legal: the dotted path of its class")
-        cells = parts["cells"].keys(CELLS) if "cells" in parts else {}
+        places = parts["cells"].keys(CELLS) if "cells" in parts else {}
+        cells = {name: tuple(_ways(place)) for name, place in places.items()}
         missing = parts["missing"].keys(CELLS) if "missing" in parts else {}
         itself = parts["itself"].choice(CELLS) if "itself" in parts else ""
         named = [*cells, *missing, *([itself] if itself else [])]
@@ -218,7 +219,7 @@ def _of_methods(folder: Path) -> Iterator[Controls]:
         yield Controls(
             parts["method"].text(),
             itself,
-            {name: tuple(_ways(place)) for name, place in cells.items()},
+            cells,
             {name: place.text() for name, place in missing.items()},
         )
 
