@@ -9,6 +9,7 @@ from typing import cast
 from lightning_rag.comparison.cost_figures import front_figure, phase_figure
 from lightning_rag.comparison.runs import Run, System
 from lightning_rag.comparison.section import Cell, Plot, Section, Table
+from lightning_rag.errors import DataError
 
 # What the cost ledger counts as training, over all phases but the test. Validations are no part of
 # it: how often a run is looked at is no part of its method.
@@ -166,8 +167,15 @@ def _books(run: Run) -> list[Mapping[str, float]]:
 
 
 def _phases(run: Run) -> Mapping[str, Mapping[str, float]]:
-    """Return what was booked under each phase, and under "test"."""
-    return cast(Mapping[str, Mapping[str, float]], run.summary["cost"])
+    """Return what was booked under each phase, and under "test".
+
+    Raises:
+        DataError: there are no books.
+    """
+    books = run.summary.get("cost")
+    if not isinstance(books, Mapping) or not books:
+        raise DataError(f"{run.folder / 'summary.json'} is damaged: cost is missing; test it again")
+    return cast(Mapping[str, Mapping[str, float]], books)
 
 
 def _training(run: Run, prefix: str) -> float:

@@ -7,6 +7,7 @@ from lightning_rag.callbacks import cost_ledger
 from lightning_rag.comparison import cost
 from lightning_rag.comparison.cost import pareto_front, section
 from lightning_rag.comparison.runs import System
+from lightning_rag.errors import DataError
 
 GIB = 2**30
 
@@ -219,3 +220,9 @@ def test_names_beside_a_panel_do_not_touch(make_system):
     boxes = sorted((t.get_window_extent() for t in texts), key=lambda box: box.y0)
     assert len(boxes) == len(names)
     assert all(a.y1 <= b.y0 + 1 for a, b in pairwise(boxes))
+
+
+def test_a_run_without_books_is_named(make_run):
+    run = make_run("dro", test={"f1": 0.5}, rows=[{"id": "1"}])
+    with pytest.raises(DataError, match=r"seed=0/summary.json is damaged: cost is missing"):
+        section([System("dro", (run,))], "f1")
