@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from lightning_rag.sweep.jobs import Event, Executor, Job, Queue, ending, start, stop
@@ -48,9 +51,10 @@ class LocalExecutor(Executor):
         try:
             while True:
                 while len(running) < self.processes and (job := queue.take()) is not None:
-                    now = time.monotonic()
-                    process = start(job, threads=self.threads, inherit=self._inherit)
-                    running.append(_Running(job, process, now, now))
+                    with uninterrupted():  # or a process might be left that nothing knows of
+                        process = start(job, threads=self.threads, inherit=self._inherit)
+                        now = time.monotonic()
+                        running.append(_Running(job, process, now, now))
                     report(Event(job.name, "started"))
                 if not running:
                     return
@@ -76,6 +80,24 @@ class LocalExecutor(Executor):
         for event in queue.fail(name):
             report(event)
         return True
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Let requests to end wait until what happens inside is done; for the main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    caught: list[int] = []
+    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {n: signal.signal(n, lambda number, frame: caught.append(number)) for n in signals}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    for late in caught:
+        signal.raise_signal(late)
 
 
 def cores() -> int:
