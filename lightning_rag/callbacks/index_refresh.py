@@ -115,7 +115,8 @@ class IndexRefresh(Callback):
     def _refresh_and_compare(self, method: Method) -> None:
         """Refresh the index; if training made it stale, find out how stale it was."""
         step, since = method.trainer.global_step, method.refreshed_at
-        if method.trainer.state.fn != "fit" or since in (-1, step):
+        rehearsed = method.trainer.fast_dev_run  # type: ignore[attr-defined]
+        if method.trainer.state.fn != "fit" or rehearsed or since in (-1, step):
             method.refresh_index()
             return
         stale = probe(method)

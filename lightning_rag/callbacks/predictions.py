@@ -129,7 +129,8 @@ class PredictionWriter(Callback):
             for name, rankings in orders.items():
                 ranking = rankings[index]
                 row[name] = [store[place].id for place in ranking]
-                row[f"{name}_relevant"] = among(torch.tensor(ranking, dtype=torch.long), relevant).int().tolist()
+                hits = among(torch.tensor(ranking, dtype=torch.long), relevant)
+                row[f"{name}_relevant"] = hits.int().tolist()
             row["relevant"] = len(relevant)
             self.rows.append(row)
             shown = [(passage.id, self._passage(method, passage)) for passage in chosen]
