@@ -39,7 +39,7 @@ from lightning_rag.callbacks.index_refresh import IndexRefresh
 from lightning_rag.callbacks.phases import PhaseSchedule
 from lightning_rag.callbacks.predictions import PredictionWriter
 from lightning_rag.callbacks.run_files import RunFiles
-from lightning_rag.configuration import configuration_hash, weights_name
+from lightning_rag.configuration import configuration_hash, hyper_parameters, weights_name
 from lightning_rag.data.datamodule import RagDataModule
 from lightning_rag.errors import UserError
 from lightning_rag.export import export
@@ -166,7 +166,8 @@ class RagCLI(LightningCLI):
         if not rehearsed:
             configuration = configuration_of(config, self.subcommand)
             callbacks += [Dashboard(), PredictionWriter(folder)]
-            callbacks.append(RunFiles(folder, settings, configuration))
+            shown = hyper_parameters(config.as_dict())
+            callbacks.append(RunFiles(folder, shown, configuration))
         if not rehearsed and config.trainer.enable_checkpointing is not False:
             callbacks.append(ResumePoint(folder / "checkpoints", config.checkpoint_every))
         kwargs["callbacks"] = callbacks
@@ -297,7 +298,7 @@ def _check_checkpoint(file: Path, *, resumes: bool, argument: str = "ckpt_path")
 
 
 def _flat(config: Namespace) -> dict[str, str | int | float | bool]:
-    """Return the configuration as flat keys with plain values, for TensorBoard's HParams page."""
+    """Return the configuration as flat keys with plain values."""
     flat = {}
     for key, value in config.items():
         if key.split(".")[0] in ("config", "trainer", "ckpt_path"):

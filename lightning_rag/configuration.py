@@ -19,6 +19,12 @@ INDIFFERENT = frozenset(
     }
 )
 
+# Copies of what stands at the top of a configuration, and the trainer's many keys.
+NOT_SHOWN = (
+    *("trainer.", "data.seed", "data.first_stage.init_args.encoder."),
+    *(f"model.init_args.{part}." for part in ("generator", "encoder", "optimizer")),
+)
+
 
 def configuration_hash(config: Mapping[str, object], *, weights: str = "") -> str:
     """Return the hash of what a run computes, without where its files lie and how it is called.
@@ -46,6 +52,27 @@ def weights_name(checkpoint: Path | str, runs: Path | str) -> str:
     """Return a checkpoint's path below the folder of all runs; if it lies elsewhere, in full."""
     path, above = Path(checkpoint).resolve(), Path(runs).resolve()
     return str(path.relative_to(above) if path.is_relative_to(above) else path)
+
+
+def hyper_parameters(config: Mapping[str, object]) -> dict[str, str | int | float | bool]:
+    """Return what of a configuration is worth a column in a table of runs, as flat keys.
+
+    Each value once, with the name that it has on the command line; no keys that are null, or that
+    change no result. A class counts by its name: {"model": "Etrag", "model.k": 2, …}.
+
+    Args:
+        config: the parsed configuration of a `fit` or `test`, nested.
+    """
+    shown: dict[str, str | int | float | bool] = {}
+    for key, value in _flat(config):
+        if value is None or key.startswith(NOT_SHOWN):
+            continue
+        name = key.removesuffix(".class_path")
+        if name != key:
+            value = str(value).rpartition(".")[2]
+        plain = value if isinstance(value, str | int | float | bool) else str(value)
+        shown[name.replace(".init_args.", ".")] = plain
+    return shown
 
 
 def _flat(config: Mapping[str, object], above: str = "") -> Iterator[tuple[str, object]]:

@@ -10,7 +10,12 @@ from typing import Any
 import pytest
 
 from lightning_rag import cli
-from lightning_rag.configuration import INDIFFERENT, configuration_hash, weights_name
+from lightning_rag.configuration import (
+    INDIFFERENT,
+    configuration_hash,
+    hyper_parameters,
+    weights_name,
+)
 
 CONFIG: dict[str, Any] = {
     "seed_everything": 0,
@@ -134,3 +139,41 @@ class TestOfACommand:
     def test_the_seed_counts_and_the_name_does_not(self, hash_of: Callable[..., str]) -> None:
         assert hash_of("fit") == hash_of("fit", "--variant=b", "--experiment=c", "--data.root=/d")
         assert hash_of("fit") != hash_of("fit", "--seed_everything=1")
+
+
+def test_hyper_parameters() -> None:
+    config = {
+        "seed_everything": 2,
+        "experiment": "other",
+        "trainer": {"max_epochs": -1},
+        "budget": {"seconds": None, "flops": 1e12},
+        "generator": {"source": "tiny", "tiny": {"heads": 8}},
+        "optimizer": {"learning_rates": {"generator.model": 5e-4}, "betas": (0.9, 0.999)},
+        "data": {
+            "seed": 2,
+            "name": "made_up",
+            "cache_dir": "/a",
+            "first_stage": {
+                "class_path": "lightning_rag.retrieval.dense.Dense",
+                "init_args": {"encoder": {"source": "tiny"}, "depth": 7},
+            },
+        },
+        "model": {
+            "class_path": "lightning_rag.methods.etrag.Etrag",
+            "init_args": {"k": 3, "soft": True, "generator": {"source": "tiny"}, "patience": None},
+        },
+    }
+    assert hyper_parameters(config) == {
+        "seed_everything": 2,
+        "budget.flops": 1_000_000_000_000,
+        "generator.source": "tiny",
+        "generator.tiny.heads": 8,
+        "optimizer.learning_rates.generator.model": 5e-4,
+        "optimizer.betas": "[0.9, 0.999]",
+        "data.name": "made_up",
+        "data.first_stage": "Dense",
+        "data.first_stage.depth": 7,
+        "model": "Etrag",
+        "model.k": 3,
+        "model.soft": True,
+    }

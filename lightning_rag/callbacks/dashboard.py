@@ -7,6 +7,8 @@ from collections.abc import Mapping
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
+from torch.utils.tensorboard.summary import hparams
+from torch.utils.tensorboard.writer import SummaryWriter
 
 from lightning_rag.errors import UserError
 from lightning_rag.methods.base import Method, as_method
@@ -90,6 +92,25 @@ def layout(monitor: str) -> Layout:
         category: {title: ("Multiline", [tags]) for title, tags in found.items()}
         for category, found in charts.items()
     }
+
+
+def write_hyper_parameters(
+    writer: SummaryWriter, values: Mapping[str, str | int | float | bool]
+) -> None:
+    """Write a run's line of the HParams page; the run's scalars are its metrics.
+
+    The logger's own `log_hyperparams` also writes a list of columns, and TensorBoard takes that of
+    an arbitrary run for all of them: what other methods have besides would not be shown. Where
+    there is no such list, TensorBoard lists the hyper-parameters of all runs, those that differ
+    first.
+
+    Args:
+        writer: of the run.
+        values: the run's hyper-parameters by name.
+    """
+    _, start, end = hparams(dict(values), {})  # type: ignore[no-untyped-call]
+    for part in (start, end):
+        writer.file_writer.add_summary(part)  # type: ignore[attr-defined]
 
 
 class Projector(Callback):

@@ -20,6 +20,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from lightning_rag.callbacks.budget import Budget
 from lightning_rag.callbacks.cost_ledger import CostLedger
+from lightning_rag.callbacks.dashboard import write_hyper_parameters
 from lightning_rag.callbacks.evaluator import Evaluator
 from lightning_rag.callbacks.index_refresh import IndexRefresh
 from lightning_rag.callbacks.phases import PhaseSchedule
@@ -48,7 +49,7 @@ class RunFiles(Callback):
 
     Args:
         folder: the run's folder.
-        config: the run's configuration, for TensorBoard's HParams page.
+        config: the run's hyper-parameters, for TensorBoard's HParams page.
         configuration: its hash; `summary.json` keeps it, so that a sweep knows a finished run.
     """
 
@@ -93,8 +94,7 @@ class RunFiles(Callback):
         self._write_summary(trainer, method, "test")
         self._warn_of_truncation(trainer, method)
         if trainer.is_global_zero and isinstance(trainer.logger, TensorBoardLogger):
-            flat = {f"test/{name}": value for name, value in metrics.items()}
-            trainer.logger.log_hyperparams(dict(self.config), flat, trainer.global_step)
+            write_hyper_parameters(trainer.logger.experiment, self.config)
 
     def _warn_of_truncation(self, trainer: Trainer, method: Method) -> None:
         cut = {name: count for name, count in _truncated(method).items() if count}
