@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import cast
@@ -20,6 +21,7 @@ from lightning_rag.metrics.retrieval import among, best_rows
 from lightning_rag.types import Evaluated, Passage, RagBatch
 
 Row = dict[str, Json]
+MARKS = re.compile(r"([\\`*_\[\]])")  # what would be emphasis, code or a link
 
 DEPTH = 50  # passages of a ranking that are kept
 
@@ -163,11 +165,14 @@ def _markdown(
 ) -> str:
     """Render a query for TensorBoard's text page, which shows Markdown: data is escaped."""
     lines = [
-        f"**query** {html.escape(query)}",
-        f"**target** {html.escape(' | '.join(targets))}",
-        f"**prediction** {html.escape(prediction)}",
+        f"**query** {_escaped(query)}",
+        f"**target** {_escaped(' | '.join(targets))}",
+        f"**prediction** {_escaped(prediction)}",
     ]
-    lines += [
-        f"{i}. `{html.escape(id_)}` {html.escape(t)}" for i, (id_, t) in enumerate(passages, 1)
-    ]
+    lines += [f"{i}. **{_escaped(id_)}** {_escaped(t)}" for i, (id_, t) in enumerate(passages, 1)]
     return "\n\n".join(lines[:3]) + "\n\n" + "\n".join(lines[3:]) + "\n\n---"
+
+
+def _escaped(text: str) -> str:
+    """Return a text of one line that Markdown shows as it is."""
+    return MARKS.sub(r"\\\1", html.escape(" ".join(text.split()), quote=False))
