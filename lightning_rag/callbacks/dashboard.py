@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 import torch
@@ -16,34 +17,29 @@ from lightning_rag.types import Passage
 
 Layout = dict[str, dict[str, tuple[str, list[str]]]]
 
-# Category -> chart -> regular expressions of the scalars in it. TensorBoard merges the layouts of
-# all runs by the titles of categories, and loses charts of categories that its first run lacks: so
-# every run, of whatever method and task, writes all of these categories.
-CHARTS: Mapping[str, Mapping[str, str]] = {
-    "Quality": {},  # the task's monitor comes here
-    "Retrieval": {
-        "success@k: a relevant passage among the first k": "val/success@",
-        "recall@k": "val/recall@",
-        "mean reciprocal rank": "val/mrr$",
-        "nDCG@k": "val/ndcg@",
-        "overlap@k of the index with a fresh one": "index/overlap@",
-    },
-    "Training": {
-        "loss (its scale is the method's own)": "train/loss$",
-        "what the loss is made of, and what was logged with it": "train/(?!loss$)",
-    },
-    "Estimates": {
-        "effective sample size": "estimate/(min_)?ess$",
-        "success@k of what was drawn, and of the first stage": "estimate/success@",
-        "share of queries that are left out": "estimate/left_out$",
-        "preference: mean over candidates, and of the best": "estimate/(mean|best)$",
-    },
-    "Cost": {
-        "seconds of training, with estimates, without validations": "cost/training/seconds$",
-        "tokens through the generator in training": "cost/training/generator_tokens$",
-        "FLOPs of training": "cost/training/flops$",
-        "peak memory in bytes": "cost/memory/",
-    },
+# Chart -> regular expression of the scalars in it.
+RETRIEVAL = {
+    "success@k: a relevant passage among the first k": "val/success@",
+    "recall@k": "val/recall@",
+    "mean reciprocal rank": "val/mrr$",
+    "nDCG@k": "val/ndcg@",
+}
+INDEX = {"overlap@k of the index with a fresh one": "index/overlap@"}
+TRAINING = {
+    "loss (its scale is the method's own)": "train/loss$",
+    "what the loss is made of, and what was logged with it": "train/(?!loss$)",
+}
+ESTIMATES = {
+    "effective sample size": "estimate/ess(_min)?$",
+    "success@k of what was drawn, and of the first stage": "estimate/success@",
+    "preference: mean over candidates, and of the best": "estimate/(mean|best)$",
+    "share of queries that are left out": "estimate/left_out$",
+}
+COST = {
+    "seconds of training, with estimates, without validations": "cost/training/seconds$",
+    "tokens through the generator in training": "cost/training/generator_tokens$",
+    "FLOPs of training": "cost/training/flops$",
+    "peak memory in bytes": "cost/memory/",
 }
 
 
@@ -71,23 +67,30 @@ class Dashboard(Callback):
             return
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_custom_scalars(layout(method.data.task.monitor))
+                logger.experiment.add_custom_scalars(layout(method))
         self.written = True
 
 
-def layout(monitor: str) -> Layout:
+def layout(method: Method) -> Layout:
     """Return the charts of the custom-scalars page, as `SummaryWriter.add_custom_scalars` takes it.
 
-    Args:
-        monitor: the task's main metric, without its stage.
+    TensorBoard merges the layouts of all runs by the titles of categories, and loses charts of
+    categories that its first run lacks. So every method has all categories, and charts of what it
+    logs in them.
     """
-    quality = {
-        f"{monitor} on validation": f"val/{monitor}$",
-        f"{monitor} on test": f"test/{monitor}$",
-        "loss on validation, for phases that go by it": "val/loss$",
-        "agreement with held-out preferences (reward models)": "val/agreement$",
+    task = method.data.task.monitor
+    monitors = dict.fromkeys([task, *(phase.monitor or task for phase in method.schedule)])
+    estimates = any(phase.estimate is not None for phase in method.schedule)
+    charts = {
+        "Quality": {
+            **{f"{name} on validation": f"val/{re.escape(name)}$" for name in monitors},
+            f"{task} on test": f"test/{re.escape(task)}$",
+        },
+        "Retrieval": {**RETRIEVAL, **(INDEX if method.refresh_every else {})},
+        "Training": TRAINING,
+        "Estimates": ESTIMATES if estimates else {},
+        "Cost": COST,
     }
-    charts = {**CHARTS, "Quality": quality}
     return {
         category: {title: ("Multiline", [tags]) for title, tags in found.items()}
         for category, found in charts.items()

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lightning_rag.backbones.config import GeneratorConfig
 from lightning_rag.callbacks.cost_ledger import CostLedger
-from lightning_rag.callbacks.dashboard import CHARTS, Dashboard, Projector, layout
+from lightning_rag.callbacks.dashboard import Dashboard, Projector, layout
 from lightning_rag.callbacks.evaluator import Evaluator
 from lightning_rag.data.datamodule import RagDataModule
 from lightning_rag.errors import UserError
@@ -52,37 +52,48 @@ def written(folder: Path) -> list[Layout]:
 
 
 @pytest.fixture
-def board(fit, tmp_path: Path) -> Path:
-    """The folder of a run that was trained and tested."""
+def trained(fit, tmp_path: Path) -> tuple[Method, Path]:
+    """A method that was trained and tested, and the folder of its run."""
     logger = TensorBoardLogger(tmp_path, name="board", version="", default_hp_metric=False)
     ledger, dashboard = CostLedger(), Dashboard()
     method, trainer = fit(one, callbacks=[ledger, dashboard], logger=logger)
     trainer.test(method, datamodule=trainer.datamodule, verbose=False)
     logger.finalize("success")
-    return tmp_path / "board"
+    return method, tmp_path / "board"
 
 
-def test_layout_of_a_run(board: Path) -> None:
+def expressions(method: Method) -> dict[str, str]:
+    """The regular expression of each chart, whatever category it is in."""
+    return {
+        title: expression
+        for charts in layout(method).values()
+        for title, (_, [expression]) in charts.items()
+    }
+
+
+def test_layout_of_a_run(trained: tuple[Method, Path]) -> None:
     """Once, though it was trained and tested; what TensorBoard reads is what was meant."""
+    method, board = trained
     (found,) = written(board)
-    assert [category.title for category in found.category] == CATEGORIES
     charts = {
-        category.title: {
-            chart.title: ("Multiline", [*chart.multiline.tag]) for chart in category.chart
-        }
+        category.title: {c.title: ("Multiline", [*c.multiline.tag]) for c in category.chart}
         for category in found.category
     }
-    assert charts == layout("accuracy")
-    assert charts["Quality"]["accuracy on validation"] == ("Multiline", ["val/accuracy$"])
+    assert charts == layout(method)
+    assert [*charts] == CATEGORIES
+    assert charts["Quality"] == {
+        "accuracy on validation": ("Multiline", ["val/accuracy$"]),
+        "accuracy on test": ("Multiline", ["test/accuracy$"]),
+    }
 
 
-def test_charts_find_what_runs_log(board: Path) -> None:
+def test_charts_find_what_runs_log(trained: tuple[Method, Path]) -> None:
     """TensorBoard matches at the beginning of a scalar's name; each chart is one kind of figure."""
+    method, board = trained
     tags = read(board).Tags()["scalars"]
     found = {
         title: {tag for tag in tags if re.match(expression, tag)}
-        for charts in layout("accuracy").values()
-        for title, (_, [expression]) in charts.items()
+        for title, expression in expressions(method).items()
     }
     assert found["accuracy on validation"] == {"val/accuracy"}
     assert found["accuracy on test"] == {"test/accuracy"}
@@ -95,12 +106,27 @@ def test_charts_find_what_runs_log(board: Path) -> None:
     assert found["peak memory in bytes"] >= {"cost/memory/process"}
 
 
-def test_categories_are_the_same_for_all_tasks() -> None:
-    """TensorBoard loses charts of categories that the first run does not have."""
-    assert [*layout("f1")] == [*layout("accuracy")] == [*CHARTS] == CATEGORIES
-    for category in CATEGORIES[1:]:
-        assert layout("f1")[category] == layout("accuracy")[category]
-    assert "f1 on test" in layout("f1")["Quality"]
+def test_charts_of_what_a_method_has(fit) -> None:
+    """Estimates, an index that training reads, a phase that is judged by a figure of its own."""
+
+    def two(method: Method) -> Phase:
+        return Phase("two", ("first",), method.loss, epochs=1, monitor="score")
+
+    method, _ = fit(two, scores=[0.5])
+    charts = layout(method)
+    assert [*charts] == CATEGORIES  # TensorBoard loses charts of those that the first run lacks
+    assert [*charts["Quality"]] == [
+        *("accuracy on validation", "score on validation", "accuracy on test"),
+    ]
+    assert charts["Estimates"] == {}
+    index = "overlap@k of the index with a fresh one"
+    assert index not in charts["Retrieval"]
+    method.refresh_every = 0
+    assert index not in layout(method)["Retrieval"]
+    method.refresh_every = 3
+    assert layout(method)["Retrieval"][index] == ("Multiline", ["index/overlap@"])
+    estimating, _ = fit(one)
+    assert "effective sample size" in layout(estimating)["Estimates"]
 
 
 def test_a_test_alone_has_the_layout(fit, tmp_path: Path) -> None:
