@@ -355,7 +355,10 @@ def _search(place: Place | None, shared: Place | None) -> Search | None:
 def _dimension(place: Place) -> tuple[Json, ...] | Range:
     """Return the values of a searched key, or their range."""
     if not isinstance(place.value, Mapping):
-        return tuple(part.value for part in place.listed())
+        values = [part.value for part in place.listed()]
+        if any(value in values[:index] for index, value in enumerate(values)):
+            raise place.error(f"a value is given twice: {shown(values)}")
+        return tuple(values)
     parts = place.keys(RANGE_KEYS)
     for needed in ("low", "high"):
         if needed not in parts:

@@ -12,6 +12,7 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     import optuna
     from optuna.distributions import BaseDistribution
     from optuna.storages import BaseStorage
+
+Axis = Sequence[Json]
 
 ON_CLUSTERS = 8  # settings that are proposed together where the number of processes is not known
 
@@ -75,10 +78,11 @@ class Study:
 
     @property
     def trials(self) -> int:
-        """Return how many settings are tried."""
-        if self.search.trials is not None:
-            return self.search.trials
-        return math.prod(len(cast(Sequence[Json], v)) for v in self.search.space.values())
+        """Return how many settings are tried: of a grid at most all."""
+        if self.search.sampler != "grid":
+            return cast(int, self.search.trials)
+        combinations = math.prod(len(cast(Axis, axis)) for axis in self.search.space.values())
+        return min(combinations, self.search.trials or combinations)
 
     @property
     def done(self) -> int:
@@ -98,7 +102,7 @@ class Study:
         processes = executor.processes if isinstance(executor, Local) else ON_CLUSTERS
         left = self.trials - self.done - len(self._trials("RUNNING"))
         for _ in range(min(left, (self.search.at_once or processes) - len(asked))):
-            self.study.sampler = self._sampler(len(self.study.trials))
+            self._propose()
             trial = self.study.ask(fixed_distributions=self._distributions())
             asked[trial.number] = self.settings(trial.params)
         return asked
@@ -182,17 +186,22 @@ class Study:
     def _trials(self, state: str) -> list[optuna.trial.FrozenTrial]:
         return [trial for trial in self.study.trials if trial.state.name == state]
 
-    def _sampler(self, trials: int) -> optuna.samplers.BaseSampler:
-        """Return a sampler whose proposals depend on the trials before, not on interruptions."""
-        from optuna.samplers import GridSampler, RandomSampler, TPESampler
+    def _propose(self) -> None:
+        """Make the next proposal depend on the trials before it, not on interruptions."""
+        from optuna.samplers import RandomSampler, TPESampler
 
-        if self.search.sampler == "grid":
-            space = {
-                k: [*map(json.dumps, cast(list[Json], v))] for k, v in self.search.space.items()
-            }
-            return GridSampler(space, seed=0)
         kind = TPESampler if self.search.sampler == "tpe" else RandomSampler
-        return kind(seed=trials)
+        self.study.sampler = kind(seed=len(self.study.trials))
+        # Optuna's own sampler of grids does not go with trials that are asked for one by one.
+        if self.search.sampler == "grid" and not self._trials("WAITING"):
+            self.study.enqueue_trial(self._next_combination())
+
+    def _next_combination(self) -> dict[str, str]:
+        """Return the first combination of a grid that was not proposed yet."""
+        proposed = [trial.params for trial in self.study.trials]
+        axes = [[json.dumps(v) for v in cast(Axis, axis)] for axis in self.search.space.values()]
+        combinations = (dict(zip(self.search.space, one, strict=True)) for one in product(*axes))
+        return next(one for one in combinations if one not in proposed)
 
     def _distributions(self) -> dict[str, BaseDistribution]:
         return {key: _distribution(space) for key, space in self.search.space.items()}

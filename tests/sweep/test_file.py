@@ -118,6 +118,10 @@ class TestSearch:
             ),
             ({"metric": "f1", "trials": 3, "space": {}}, "systems.a.search.space: is empty"),
             ({"metric": "f1", "trials": 3, "space": {"model.k": []}}, "space.model.k: is empty"),
+            (
+                {"metric": "f1", "trials": 3, "space": {"model.k": [1, 2, 1]}},
+                "space.model.k: a value is given twice: [1, 2, 1]",
+            ),
             ({"metric": "f1", "trial": 3}, "unknown key 'trial'; did you mean 'trials'?"),
             ({"metric": "f1", "mode": "most"}, "mode: expected one of max, min, got 'most'"),
             (
