@@ -129,7 +129,7 @@ def test_the_two_builds_of_faiss_are_never_installed_together():
 
 
 def test_the_package_imports_what_it_declares():
-    declared = requirements("cpu", "gpu", "lora", "qlora", "cluster")
+    declared = requirements("cpu", "gpu", "lora", "qlora", "search", "cluster")
     assert undeclared(imports(REPOSITORY / "lightning_rag"), declared) == set()
 
 

@@ -7,12 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from google.protobuf import text_format
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
-from tensorboard.plugins.projector.projector_config_pb2 import ProjectorConfig
 from torch import Tensor
 
 from lightning_rag.backbones.config import GeneratorConfig
@@ -208,12 +206,12 @@ def indexed() -> Indexed:
 
 def shown(board: Path) -> tuple[Tensor, list[list[str]]]:
     """The vectors and the lines beside them, by the file that TensorBoard begins with."""
-    config = ProjectorConfig()
-    text_format.Parse((board / "projector_config.pbtxt").read_text(), config)
-    (embedding,) = config.embeddings
-    lines = (board / embedding.tensor_path).read_text().splitlines()
+    config = (board / "projector_config.pbtxt").read_text()
+    (tensors,) = re.findall(r'tensor_path: "(.+)"', config)
+    (metadata,) = re.findall(r'metadata_path: "(.+)"', config)
+    lines = (board / tensors).read_text().splitlines()
     vectors = torch.tensor([[float(number) for number in line.split("\t")] for line in lines])
-    text = (board / embedding.metadata_path).read_text(encoding="utf-8")
+    text = (board / metadata).read_text(encoding="utf-8")
     return vectors, [line.split("\t") for line in text.splitlines()]
 
 
