@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from lightning_rag.sweep.plan import PlannedRun
+from lightning_rag.sweep.plan import Commands, PlannedRun, Setting
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 TINY = [
@@ -152,3 +152,38 @@ def system() -> Callable[..., Mapping[str, object]]:
         return {"configs": [METHODS[method]], "arguments": {"model.epochs": 1}, **keys}
 
     return make
+
+
+def _unparsed(
+    commands: Commands, setting: Setting, seed: int, experiment: str, first: PlannedRun | None
+) -> PlannedRun:
+    words, train = commands.words(setting, seed, experiment), setting.system.train
+    given = dict(word.split("=", 1) for word in words if "=" in word)
+    names = ("--experiment", "--variant", "--runs")
+    counts = [word for word in words if not word.startswith(names)]
+    if first is not None:
+        words += (f"--{'initial_weights' if train else 'ckpt_path'}={first.best}",)
+        counts.append(first.name)
+    method = "NoRetrieval" if METHODS["no_retrieval"] in words else "Rag4re"
+    above = Path(given["--runs"], experiment, "synthetic_relations", method.lower())
+    return PlannedRun(
+        name=f"{setting.name}/seed={seed}",
+        system=setting.name,
+        base=setting.base,
+        seed=seed,
+        words=words,
+        folder=above / setting.name / f"seed={seed}",
+        configuration=str(counts),
+        train=train,
+        after=(first.name,) if first is not None else (),
+        method=method,
+        data="synthetic_relations",
+        fraction=float(given.get("--data.fraction", 1)),
+    )
+
+
+@pytest.fixture
+def unparsed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs are planned without parsing their commands, which takes most of the time of a test."""
+    for module in ("plan", "search"):
+        monkeypatch.setattr(f"lightning_rag.sweep.{module}.planned_run", _unparsed)

@@ -12,7 +12,7 @@ import pytest
 from lightning_rag.errors import UserError
 from lightning_rag.files import Json
 from lightning_rag.sweep.file import Settings, load
-from lightning_rag.sweep.plan import Commands, PlannedRun, Setting, plan
+from lightning_rag.sweep.plan import Commands, PlannedRun, plan
 from lightning_rag.sweep.search import Study, journal, search, searched, storage
 
 pytest.importorskip("optuna", reason="searches need Optuna")
@@ -85,37 +85,6 @@ class Open:
         return studies
 
 
-def unparsed(
-    commands: Commands, setting: Setting, seed: int, experiment: str, first: PlannedRun | None
-) -> PlannedRun:
-    """Plan a run without parsing its command, which takes most of the time of a test."""
-    words = commands.words(setting, seed, experiment)
-    words += (f"--initial_weights={first.best}",) if first is not None else ()
-    names = ("--experiment", "--variant", "--runs")
-    counts = [word for word in words if not word.startswith(names)]
-    runs = next(word.partition("=")[2] for word in words if word.startswith("--runs="))
-    return PlannedRun(
-        name=f"{setting.name}/seed={seed}",
-        system=setting.name,
-        base=setting.base,
-        seed=seed,
-        words=words,
-        folder=Path(runs, experiment, "d", "m", setting.name, f"seed={seed}"),
-        configuration=str(counts),
-        train=True,
-        after=(first.name,) if first is not None else (),
-        method="M",
-        data="d",
-        fraction=1.0,
-    )
-
-
-@pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("plan", "search"):
-        monkeypatch.setattr(f"lightning_rag.sweep.{module}.planned_run", unparsed)
-
-
 @pytest.fixture
 def opened(write: Write, system, tmp_path: Path) -> Open:
     return Open(write, system, tmp_path)
@@ -125,7 +94,7 @@ def tried(runs: Iterable[PlannedRun]) -> list[tuple[Json, Json]]:
     return [(value(run, "model.k"), value(run, "data.fraction")) for run in runs]
 
 
-@pytest.mark.usefixtures("quick")
+@pytest.mark.usefixtures("unparsed")
 class TestTrials:
     @pytest.mark.parametrize("sampler", ["tpe", "random"])
     def test_so_many_within_the_space_and_the_best_is_found(
@@ -231,7 +200,7 @@ class TestTrials:
         assert first.evaluate
 
 
-@pytest.mark.usefixtures("quick")
+@pytest.mark.usefixtures("unparsed")
 class TestInterruption:
     def test_it_goes_on_with_the_same_trials(self, opened: Open, tmp_path: Path) -> None:
         """Interrupted within the third trial and given again: the trials of one that was not."""
@@ -275,7 +244,7 @@ class TestInterruption:
         assert first.made[0].folder != again.made[0].folder
 
 
-@pytest.mark.usefixtures("quick")
+@pytest.mark.usefixtures("unparsed")
 class TestFailures:
     def test_the_others_go_on_and_it_is_tried_again(self, opened: Open) -> None:
         first, again = Trainer(fails=lambda run: value(run, "model.k") == 2), Trainer()
