@@ -17,6 +17,7 @@ from lightning_rag.comparison import (
     quality,
     retrieval,
 )
+from lightning_rag.comparison.comparable import one_test_set
 from lightning_rag.comparison.measured import measurable, measure
 from lightning_rag.comparison.runs import System
 from lightning_rag.comparison.section import Report, Section
@@ -107,6 +108,10 @@ def _sections(compared: Sequence[System], metric: str, settings: Settings) -> It
         confidence=settings.confidence,
         seed=settings.seed,
     )
+    # Queries of different seeds that are not the same ones cannot be shown as one.
+    shown = compared
+    if not one_test_set(compared):
+        shown = [System(system.name, system.runs[:1]) for system in compared]
     for part in (
         quality.section(compared, measured, metric),
         pairs.section(measured, metric, settings.resamples, settings.seed),
@@ -115,7 +120,7 @@ def _sections(compared: Sequence[System], metric: str, settings: Settings) -> It
         retrieval.section(compared),
         per_class.section(compared, metric),
         curves.section(compared, metric),
-        examples.section(compared, metric, settings.examples),
+        examples.section(shown, metric, settings.examples),
         differences.section(compared),
         manifest.section(compared),
     ):

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from lightning_rag.comparison.comparable import aligned, check
+from lightning_rag.comparison.comparable import aligned, check, one_test_set
 from lightning_rag.comparison.runs import System, read, systems
 from lightning_rag.errors import DataError, UserError
 
@@ -51,6 +51,45 @@ def test_runs_that_do_not_belong_together_are_refused(write_run, changes, reason
 def test_other_stores_for_other_seeds_are_legal(write_run):
     runs = [read(write_run(seed=seed, store=f"drawn by {seed}")) for seed in (0, 1)]
     assert check(systems(runs)) == ()
+
+
+def test_seeds_may_have_test_queries_of_their_own(write_run):
+    def of_seed(folder, seed):
+        """What a run has whose seed makes the data: equal ids, other queries."""
+        run = read(folder)
+        rows = [{**row, "target": [f"{row['target'][0]} {seed}"]} for row in run.rows]
+        return replace(run, rows=rows)
+
+    runs = [of_seed(write_run(seed=seed), seed) for seed in (0, 1)]
+    runs += [of_seed(write_run("NoRetrieval", seed=seed, right=OTHER), seed) for seed in (0, 1)]
+    (note,) = check(systems(runs))
+    assert note.startswith("Each seed has test queries of its own.")
+    assert not one_test_set(systems(runs))
+
+
+def test_seeds_with_ids_of_their_own_keep_their_order(write_run):
+    def drawn(folder, seed):
+        run = read(folder)
+        return replace(run, rows=[{**row, "id": f"{row['id']} {seed}"} for row in run.rows])
+
+    runs = [drawn(write_run(seed=seed, ids=f"of {seed}"), seed) for seed in (0, 1)]
+    other = [
+        drawn(write_run("NoRetrieval", seed=seed, ids=f"of {seed}", right=OTHER), seed)
+        for seed in (0, 1)
+    ]
+    runs += [replace(run, rows=run.rows[::-1]) for run in other]
+    assert len(check(systems(runs))) == 1
+    first, second = aligned(systems(runs))[0]
+    for one, two in zip(first.runs, second.runs, strict=True):
+        ids = [f"q{n} {one.seed}" for n in range(12)]
+        assert [row["id"] for row in one.rows] == ids
+        assert [row["id"] for row in two.rows] == ids
+
+
+def test_test_sets_of_other_sizes_are_refused(write_run):
+    runs = [read(write_run(seed=0)), read(write_run(seed=1, right=OTHER[:8]))]
+    with pytest.raises(UserError, match="the number of test queries differs: 12 and 8"):
+        check(systems(runs))
 
 
 def test_other_targets_are_refused(write_run):
@@ -98,6 +137,7 @@ def test_nothing_to_compare_is_refused():
 def test_seeds_that_not_all_have_are_left_out_and_told(write_run):
     runs = [read(write_run(seed=seed)) for seed in (0, 1, 2)]
     runs += [read(write_run("NoRetrieval", seed=seed)) for seed in (2, 0, 5)]
+    assert one_test_set(systems(runs))
     found, (note,) = aligned(systems(runs))
     assert [system.seeds for system in found] == [(0, 2), (0, 2)]
     assert note.endswith("were left out: rag4re (seed 1); noretrieval (seed 5).")
