@@ -132,9 +132,8 @@ def _compare(sweep: Sweep, outcome: Outcome) -> bool:
     """
     settings = sweep.file.compare
     groups: dict[tuple[str, float], list[PlannedRun]] = {}
-    for run in outcome.runs:
-        if run.name in outcome.finished:
-            groups.setdefault((run.data, run.fraction), []).append(run)
+    for run in outcome.compared:
+        groups.setdefault((run.data, run.fraction), []).append(run)
     if settings is None or not groups:
         return True
     # Here, because matplotlib and statsmodels take a second that a dry run needs not wait.

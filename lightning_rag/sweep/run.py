@@ -41,6 +41,15 @@ class Outcome:
     finished: set[str] = field(default_factory=set)
     failed: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def compared(self) -> list[PlannedRun]:
+        """Return the finished runs, each configuration once: of equal ones the first."""
+        first: dict[str, PlannedRun] = {}
+        for run in self.runs:
+            if run.name in self.finished:
+                first.setdefault(run.configuration, run)
+        return [*first.values()]
+
 
 class Sweep:
     """Runs what a sweep file asks for, and is not done yet.
@@ -86,7 +95,10 @@ class Sweep:
             best_so_far = f", best so far: {found.get(study.setting.name)}" if done else ""
             name = study.setting.name
             self._say(f"search  {name}: {done} of {study.trials} trials done{best_so_far}")
-        self._tell_costs(self.plan(found) if found else planned)
+        if found:
+            planned = self.plan(found)
+        self._tell_twins(planned)
+        self._tell_costs(planned)
         if self.file.compare is not None:
             self._say("compare the finished runs")
 
@@ -108,9 +120,17 @@ class Sweep:
                 study.open(storage(self.file, self.runs))
             found = search(studies, lambda runs: self._execute(runs, executor, outcome))
             outcome.runs = self.plan(found) if found else planned
+            self._tell_twins(outcome.runs)
             wanted = self._possible(outcome, searching - found.keys())
             outcome.finished = self._execute(wanted, executor, outcome)
         return outcome
+
+    def _tell_twins(self, planned: Sequence[PlannedRun]) -> None:
+        """Say which runs have the configuration of another: they are compared once."""
+        first: dict[str, PlannedRun] = {}
+        for run in planned:
+            if (twin := first.setdefault(run.configuration, run)) is not run:
+                self._say(f"note: {run.name} has the configuration of {twin.name}")
 
     def _studies(self, planned: Sequence[PlannedRun]) -> list[Study]:
         return searched(self.file, planned, Commands(self.file, self.runs, self.extra))
@@ -205,7 +225,7 @@ def executor_of(settings: Local | Cluster, lock: int) -> Executor:
     # Here, because only they need Ray who have a cluster.
     from lightning_rag.sweep.ray import RayExecutor
 
-    return RayExecutor(settings)
+    return RayExecutor(settings, inherit=(lock,))
 
 
 @contextlib.contextmanager

@@ -123,6 +123,15 @@ class TestRuns:
             "synthetic_relations-fraction=1": ["a-fraction=1/seed=0", "b-fraction=1/seed=0"],
         }
 
+    def test_equal_configurations_are_compared_once(
+        self, sweep: Sweep, system, compared, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        other = system(arguments={"model.epochs": 2})
+        systems = {"a": system(), "b": system(), "c": other}
+        assert sweep(systems=systems) == 0
+        assert "note: b/seed=0 has the configuration of a/seed=0" in capsys.readouterr().out
+        assert compared[0][0] == ["a/seed=0", "c/seed=0"]
+
     def test_no_comparison(self, sweep: Sweep, system, compared) -> None:
         assert sweep(systems={"a": system()}, compare=False) == 0
         assert compared == []
