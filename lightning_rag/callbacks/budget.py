@@ -69,9 +69,9 @@ class Budget(Callback):
     to its end or to its patience's), "max_epochs", "max_steps", or "trainer" (`max_time`, or
     another callback); and under `budget` the limits, what was spent, and where training stood.
 
-    A run that was cut can go on with a larger budget (`--ckpt_path last`), with the next epoch, and
-    with the next phase if that epoch was its phase's last. It is therefore not the same, to the
-    bit, as one that had the larger budget from the start.
+    A run that was cut can go on with a larger budget (`--ckpt_path last`). The epoch that it was
+    cut in does not count: a whole one takes its place. So the run is not the same, to the bit, as
+    one that had the larger budget from the start.
 
     Args:
         limits: what training may cost.

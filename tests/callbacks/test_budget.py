@@ -487,13 +487,15 @@ def test_resumed_with_nothing_left(run: Run, flops: float) -> None:
     assert same(run.saved(), method.weights())
 
 
-def test_a_larger_budget_goes_on(run: Run) -> None:
-    """With the next epoch: two of three were begun."""
+@pytest.mark.parametrize(("cut_at", "epochs_left"), [(1, 3), (5, 2), (7, 2), (12, 1)])
+def test_a_larger_budget_goes_on(run: Run, cut_at: int, epochs_left: int) -> None:
+    """The epoch that it was cut in does not count, not even the last."""
     phases = [phase("one", epochs=3), phase("two", "second", epochs=1)]
-    run(*phases, flops=7 * FIRST, scores=rising())
+    run(*phases, flops=cut_at * FIRST, scores=rising())
     method, trainer, ended = run(*phases, flops=1e9, scores=rising(), resume=True)
-    assert [name for name, _ in method.steps] == ["one"] * STEPS + ["two"] * STEPS
-    assert trainer.global_step == 7 + 2 * STEPS
+    steps = epochs_left * STEPS
+    assert [name for name, _ in method.steps] == ["one"] * steps + ["two"] * STEPS
+    assert trainer.global_step == cut_at + steps + STEPS
     assert ended.summary(trainer, method)["stopped_by"] == "phases"
     assert same(run.saved(), method.weights())
 
@@ -583,3 +585,12 @@ def test_summary_of_a_run(
     assert summary["budget"]["spent"] == run.ledger.spent()
     assert summary["budget"]["phase"] == cut_in
     assert summary["validation"]["step"] == kept
+
+
+def test_an_estimate_that_was_cut_costs_no_epoch(run: Run) -> None:
+    """Of phases that are all counted in epochs: each has all of its epochs in the end."""
+    phases = [phase("one", estimate=True, epochs=2), phase("two", "second", epochs=1)]
+    run(*phases, flops=ESTIMATE, scores=rising())
+    method, trainer, ended = run(*phases, flops=1e9, scores=rising(), resume=True)
+    assert [name for name, _ in method.steps] == ["one"] * 2 * STEPS + ["two"] * STEPS
+    assert ended.summary(trainer, method)["stopped_by"] == "phases"
