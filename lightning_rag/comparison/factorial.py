@@ -9,14 +9,15 @@ from matplotlib.figure import Figure
 
 from lightning_rag.comparison.measured import ENDS, Estimate, Measured, intervals_note
 from lightning_rag.comparison.quality import percent, signed
-from lightning_rag.comparison.runs import System
+from lightning_rag.comparison.runs import Run, System
 from lightning_rag.comparison.section import Cell, Plot, Section, Table
 from lightning_rag.comparison.style import INK, MUTED, PALETTE, SIZE, SMALL, canvas, head
 
 TT, FT, TF, FF = "trained, trained", "frozen, trained", "trained, frozen", "frozen, frozen"
-# cell (retriever, generator) -> what its variant has behind that of the method itself
+# cell (retriever, generator) -> what its variant has behind that of the method itself, which has
+# nothing behind it, whichever cell it is
 SUFFIXES: Mapping[str, str] = {
-    TT: "",
+    TT: "-trained-both",
     FT: "-frozen-retriever",
     TF: "-frozen-generator",
     FF: "-frozen-both",
@@ -53,23 +54,26 @@ class Square:
 def squares(systems: Sequence[System]) -> list[Square]:
     """Return the 2 x 2 of every method that has a frozen cell, found by the names of variants.
 
-    The cells of variant v are v, v-frozen-retriever, v-frozen-generator and v-frozen-both, of one
-    experiment. They may be of other methods than v, as the controls of some methods are; where two
-    methods have equal variants, each has the cells of its own method.
+    The cells of variant v are v, v-trained-both, v-frozen-retriever, v-frozen-generator and
+    v-frozen-both, of one experiment; v itself is the cell with both trained, or, if no phase of it
+    trains the generator, that with the generator frozen. They may be of other methods than v, as
+    the controls of some methods are; where two methods have equal variants, each has the cells of
+    its own method.
     """
     groups: dict[tuple[str, str], list[tuple[str, System]]] = {}
     for system in systems:
         run = system.runs[0]
-        cell, base = _cell(run.variant)
+        cell, base = _cell(run)
         groups.setdefault((run.experiment, base), []).append((cell, system))
     found = []
     for (_, base), members in groups.items():
-        if all(cell == TT for cell, _ in members):
+        if all(system.runs[0].variant == base for _, system in members):
             continue
         for part in _parted(members):
             cells = dict(part)
-            if set(cells) != {TT}:
-                name = cells[TT].name if TT in cells else base
+            own = [system.name for system in cells.values() if system.runs[0].variant == base]
+            if len(own) < len(cells):
+                name = own[0] if own else base
                 found.append(
                     Square(name, {cell: cells[cell] for cell in SUFFIXES if cell in cells})
                 )
@@ -119,12 +123,14 @@ def section(systems: Sequence[System], measured: Measured) -> Section | None:
     )
 
 
-def _cell(variant: str) -> tuple[str, str]:
-    """Return the cell that a variant says, and the variant of the method itself."""
+def _cell(run: Run) -> tuple[str, str]:
+    """Return the cell that a run is of, and the variant of the method itself."""
     for cell, suffix in SUFFIXES.items():
-        if suffix and variant.endswith(suffix):
-            return cell, variant.removesuffix(suffix)
-    return TT, variant
+        if run.variant.endswith(suffix):
+            return cell, run.variant.removesuffix(suffix)
+    trained = run.summary.get("trained")
+    frozen = isinstance(trained, list) and trained and "generator" not in trained
+    return TF if frozen else TT, run.variant
 
 
 def _parted(members: Sequence[tuple[str, System]]) -> Iterator[list[tuple[str, System]]]:

@@ -9,6 +9,7 @@ from lightning_rag.comparison import factorial
 from lightning_rag.comparison.measured import measure
 from lightning_rag.comparison.runs import read, systems
 from lightning_rag.comparison.style import svg
+from lightning_rag.sweep.controls import CELLS as CONTROLS
 
 DRAWS = {"resamples": 300, "confidence": 0.95, "seed": 0}
 CELLS = ("", "-frozen-retriever", "-frozen-generator", "-frozen-both")
@@ -19,10 +20,16 @@ RATES = (0.9, 0.6, 0.5, 0.45)
 def compared(write_run):
     """Write systems: (method, variant, rate of right answers)."""
 
-    def build(*cells, seeds=3):
+    def build(*cells, seeds=3, trained=None):
         random = np.random.default_rng(3)
         folders = [
-            write_run(method, variant, seed, right=(random.random(50) < rate).astype(int).tolist())
+            write_run(
+                method,
+                variant,
+                seed,
+                right=(random.random(50) < rate).astype(int).tolist(),
+                summary={"trained": trained[variant]} if trained else None,
+            )
             for method, variant, rate in cells
             for seed in range(seeds)
         ]
@@ -101,6 +108,38 @@ def test_controls_may_be_of_another_method(compared):
     (found,) = factorial.squares(built)
     assert found.missing == ()
     assert found.name == "ruie/ruie"
+
+
+def test_a_method_that_freezes_its_generator_is_that_cell(compared):
+    """As RUIE: what has both trained is a control of it."""
+    trained = {
+        "ruie": ["retriever", "reward"],
+        "ruie-trained-both": ["generator", "retriever", "reward"],
+        "ruie-frozen-retriever": ["generator"],
+        "ruie-frozen-both": [],
+    }
+    rates = dict(zip(trained, (0.5, 0.9, 0.6, 0.45), strict=True))
+    built = compared(*(("Ruie", *one) for one in rates.items()), trained=trained)
+    (found,) = factorial.squares(built)
+    assert found.name == "ruie/ruie"
+    assert found.missing == ()
+    assert [(cell, system.runs[0].variant) for cell, system in found.cells.items()] == [
+        (factorial.TT, "ruie-trained-both"),
+        (factorial.FT, "ruie-frozen-retriever"),
+        (factorial.TF, "ruie"),
+        (factorial.FF, "ruie-frozen-both"),
+    ]
+    assert (
+        section(built)
+        .summary[0]
+        .startswith("Interaction of training retriever and generator, ruie/ruie")
+    )
+    (found,) = factorial.squares(built[:1] + built[2:])
+    assert found.missing == (factorial.TT,)
+
+
+def test_the_cells_are_called_as_a_sweep_calls_its_controls():
+    assert [suffix.removeprefix("-") for suffix in factorial.SUFFIXES.values()] == [*CONTROLS]
 
 
 def test_methods_of_one_variant_have_each_their_own_cells(compared):
