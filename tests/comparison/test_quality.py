@@ -65,6 +65,7 @@ def test_one_seed_says_what_cannot_be_said(compared):
     assert all(row[4:] == (None, None, None) for row in main.rows)
     assert all(row[2] < row[3] for row in main.rows)
     assert "There is one seed" in found.paragraphs[0]
+    assert "There are 40 queries only" in found.paragraphs[1]
     assert "over queries:" in found.summary[0]
 
 
