@@ -215,7 +215,8 @@ def _paragraphs(systems: Sequence[System], device: bool) -> list[str]:
     said = [
         "Training is steps, estimates and index refreshes; validations are not counted. A system "
         "is on the front of a cost if no other is as good and costs less, or is better and costs "
-        "no more. FLOPs are estimated from tokens and parameters. Memory is the peak "
+        "no more, by the means alone: whether a step in quality is chance, the pairs say. "
+        "FLOPs are estimated from tokens and parameters. Memory is the peak "
         + ("of the device." if device else "of the process, all libraries included.")
     ]
     machines = {
@@ -377,5 +378,5 @@ def _summary(
     verb = "is" if len(on) == 1 else "are"
     return (
         f"On the front of {metric} against training FLOPs {verb} {', '.join(on)}: no other system "
-        "whose cost is known is as good for less.",
+        "that may be on it has as good a mean for less.",
     )

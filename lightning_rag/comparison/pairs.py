@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -14,6 +15,7 @@ from lightning_rag.comparison.measured import ENDS, Estimate, Measured, interval
 from lightning_rag.comparison.quality import signed
 from lightning_rag.comparison.section import Cell, Plot, Section, Table
 from lightning_rag.comparison.statistics import (
+    LEAST_P,
     corrected,
     detectable_difference,
     effect_size,
@@ -169,6 +171,7 @@ def section(
         return None
     pairs = compared(main, resamples, seed)
     tables = [_table(main, pairs, resamples)]
+    coarse = _coarse(main, len(pairs), resamples)
     exact = [name for name in (metric, *EXACT) if name in measured]
     exact = [name for name in exact if _right_or_wrong(measured[name])]
     tables += [_mcnemar(measured[name]) for name in exact[:1]]
@@ -182,10 +185,10 @@ def section(
     return Section(
         "pairs",
         "Is the difference real?",
-        _paragraphs(main, pairs),
+        (*_paragraphs(main, pairs), *coarse),
         tuple(tables),
         (plot,),
-        summary=(_counted(pairs), *told(pairs)),
+        summary=(*coarse, _counted(pairs), *told(pairs)),
     )
 
 
@@ -202,9 +205,29 @@ def _listed(title: str, pairs: Sequence[Pair]) -> str:
     return f"{title}: {'; '.join(said)}{more}."
 
 
+def _coarse(measured: Measured, pairs: int, resamples: int) -> tuple[str, ...]:
+    """Say it where the draws are too few for any pair to pass, whatever its difference."""
+    level = 1 - measured.confidence
+    least = pairs / (resamples + 1)  # after Holm's correction
+    if least < level:
+        return ()
+    return (
+        f"With {resamples:,} draws the swap test cannot call any difference measurable: the "
+        f"smallest p that it can show, after Holm's correction for {pairs:,} pair"
+        f"{'s' if pairs > 1 else ''}, is {min(least, 1.0):.2g}. Give --resamples of "
+        f"{math.ceil(pairs / level):,} or more.",
+    )
+
+
 def _training_p(difference: Estimate) -> float:
-    """Return p over seeds and queries: 1 for figures that never differ, or with one seed."""
-    return 1.0 if difference.training is None else difference.training.p
+    """Return p over seeds and queries; where nothing varies, that of figures that hardly vary.
+
+    So it is 1 for systems that are equal for every query and seed, and the least there is for two
+    that differ by the same for each.
+    """
+    if difference.training is not None:
+        return difference.training.p
+    return LEAST_P if difference.deviation is not None and difference.value else 1.0
 
 
 def _table(measured: Measured, pairs: Sequence[Pair], resamples: int) -> Table:
@@ -310,8 +333,10 @@ def _paragraphs(measured: Measured, pairs: Sequence[Pair]) -> tuple[str, ...]:
     if sizes:
         span = f"{min(sizes):.3f}" if len(sizes) == 1 else f"{min(sizes):.3f} to {max(sizes):.3f}"
         said.append(
-            f"No measurable difference does not mean equal: the smallest true difference that this "
-            f"test set would show in four of five cases is {span}, depending on the pair."
+            f"No measurable difference does not mean equal: the smallest true difference of two "
+            "such trained models that this test set would show in four of five cases is "
+            f"{span}, depending on the pair"
+            + ("; after the correction for all pairs it takes more." if len(pairs) > 1 else ".")
         )
     return tuple(said)
 

@@ -7,6 +7,7 @@ from statistics import mean, stdev
 
 from matplotlib.figure import Figure
 
+from lightning_rag.comparison.cost import SMALLER_IS_BETTER
 from lightning_rag.comparison.measured import ENDS, Estimate, Measured, intervals_note
 from lightning_rag.comparison.runs import System
 from lightning_rag.comparison.section import Cell, Plot, Section, Table
@@ -39,7 +40,7 @@ def section(systems: Sequence[System], measured: Mapping[str, Measured], metric:
         ("system", *COLUMNS, *seeds),
         tuple(rows),
         intervals_note(main.confidence, len(main.seeds)),
-        bold=frozenset((row, 1) for row in _highest([one.value for one in estimates])),
+        bold=frozenset((row, 1) for row in _best(metric, estimates)),
     )
     tables = [table]
     others = _others(systems, measured, metric)
@@ -104,8 +105,11 @@ def _plain(values: Sequence[float]) -> Estimate:
     return Estimate(mean(values), tuple(values), deviation, None, None)
 
 
-def _highest(values: Sequence[float]) -> list[int]:
-    return [place for place, value in enumerate(values) if value == max(values)]
+def _best(metric: str, estimates: Sequence[Estimate]) -> list[int]:
+    """Return the places of the best means: the highest, or where less is better the lowest."""
+    values = [one.value for one in estimates]
+    wanted = min(values) if metric in SMALLER_IS_BETTER else max(values)
+    return [place for place, value in enumerate(values) if value == wanted]
 
 
 def _paragraphs(measured: Measured) -> tuple[str, ...]:
@@ -140,9 +144,10 @@ def _paragraphs(measured: Measured) -> tuple[str, ...]:
 
 
 def _summary(measured: Measured, estimates: Sequence[Estimate]) -> str:
-    best = [measured.names[place] for place in _highest([one.value for one in estimates])]
+    best = [measured.names[place] for place in _best(measured.metric, estimates)]
     estimate = estimates[measured.names.index(best[0])]
-    said = f"Highest {measured.metric}: {' and '.join(best)}, {estimate.value:.3f}"
+    which = "Lowest" if measured.metric in SMALLER_IS_BETTER else "Highest"
+    said = f"{which} {measured.metric}: {' and '.join(best)}, {estimate.value:.3f}"
     sure = percent(measured.confidence)
     if estimate.training is not None:
         interval = estimate.training

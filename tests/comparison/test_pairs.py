@@ -76,6 +76,34 @@ def test_equal_systems_have_no_measurable_difference(measured):
     assert found.summary == ("rag4re and etrag: no measurable difference.",)
 
 
+def test_a_difference_that_never_varies_is_the_surest(measured):
+    """Always right against never right: nothing to estimate a variance from, and yet no p of 1."""
+    right, wrong = [1] * QUERIES, [0] * QUERIES
+    found = measured(Rag4re=[right] * 3, Etrag=[wrong] * 3)
+    pair = pairs.compared(found["f1"], 999, 0)[0]
+    assert pair.difference.training is None
+    assert pair.training_p < 1e-6
+    assert pair.verdict == "rag4re is higher"
+    alone = pairs.compared(measured(Dro=[right], Ruie=[wrong])["f1"], 999, 0)[0]
+    assert alone.training_p is None
+    assert alone.verdict == "dro is higher, with this seed"
+
+
+@pytest.mark.parametrize(("draws", "enough"), [(58, False), (60, True)])
+def test_too_few_draws_for_so_many_pairs_are_told(measured, draws, enough):
+    """Three pairs: p is 1 / (draws + 1) at least, and Holm makes it three times that."""
+    good, middle, bad = answers(1.1, 0.4, 0.0)
+    found = measured(Rag4re=[good] * 2, Etrag=[middle] * 2, NoRetrieval=[bad] * 2)
+    section = pairs.section(found, "f1", draws, 0)
+    assert any(pair.measurable for pair in pairs.compared(found["f1"], draws, 0)) is enough
+    told = [said for said in section.summary if "cannot call any difference" in said]
+    assert len(told) == (0 if enough else 1)
+    if told:
+        assert section.summary[0] == told[0]
+        assert told[0] in section.paragraphs
+        assert told[0].endswith("is 0.051. Give --resamples of 60 or more.")
+
+
 def test_a_difference_that_a_seed_turns_is_not_called_one_of_the_methods(measured):
     high, low, middle = answers(0.95, 0.6, 0.65)
     found = measured(Rag4re=[high, low, high], Etrag=[middle] * 3)

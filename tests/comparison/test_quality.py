@@ -69,6 +69,13 @@ def test_one_seed_says_what_cannot_be_said(compared):
     assert "over queries:" in found.summary[0]
 
 
+def test_where_less_is_better_the_lowest_is_the_best(compared, monkeypatch):
+    monkeypatch.setattr(quality, "SMALLER_IS_BETTER", frozenset({"f1"}))
+    found = section(compared(3, Rag4re=0.8, NoRetrieval=0.5))
+    assert found.tables[0].bold == {(1, 1)}
+    assert found.summary[0].startswith("Lowest f1: noretrieval, ")
+
+
 def test_systems_that_are_never_wrong_have_no_interval(compared):
     found = section(compared(2, Rag4re=1.1, NoRetrieval=1.1))
     assert all(row[1:7] == (1.0, None, None, None, None, 0.0) for row in found.tables[0].rows)
