@@ -168,8 +168,8 @@ def _cells(file: SweepFile, system: System, controls: Controls) -> Iterator[Syst
         for way in ways:
             if all(setting(file, system, key) == value for key, value in way.when.items()):
                 arguments = {**system.arguments, **way.arguments}
-                train = way.train
-                yield replace(system, arguments=arguments, train=train, cell=f"-{name}")
+                cell = replace(system, arguments=arguments, train=way.train, cell=f"-{name}")
+                yield replace(cell, fixed=way.arguments)
                 break
 
 
@@ -185,10 +185,11 @@ def _shared(file: SweepFile, folder: Path) -> Iterator[System]:
             continue
         if alike:
             arguments = {**alike[0].arguments, **control.arguments}
-            yield replace(alike[0], name=control.name, arguments=arguments)
+            fixed = control.arguments
+            yield replace(alike[0], name=control.name, arguments=arguments, fixed=fixed)
         else:
             configs = tuple(str(find(Path(config), file.path)) for config in control.configs)
-            yield System(control.name, configs, control.arguments)
+            yield System(control.name, configs, control.arguments, fixed=control.arguments)
 
 
 def _is_one(file: SweepFile, system: System, arguments: Settings) -> bool:

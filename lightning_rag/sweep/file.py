@@ -101,6 +101,7 @@ class System:
         search: how some of its settings are searched; None = they are given.
         cell: what its runs' variant ends in, behind the values of the axes. Systems that differ in
             their cell alone share what a search finds, which runs for the one without a cell.
+        fixed: what makes it a control: settings that win over axes and what a search finds, too.
     """
 
     name: str
@@ -113,6 +114,7 @@ class System:
     seeds: tuple[int, ...] = ()
     search: Search | None = None
     cell: str = ""
+    fixed: Settings = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

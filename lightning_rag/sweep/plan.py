@@ -180,6 +180,7 @@ def expand(file: SweepFile) -> list[Setting]:
                 for _, values in (*shared, *own):
                     configs += cast(list[str], values.get("configs", []))
                     arguments |= {key: v for key, v in values.items() if key != "configs"}
+                arguments = _with_last(arguments, system.fixed)
                 names = tuple(name for name, _ in own), tuple(name for name, _ in shared)
                 name = "-".join((system.name, *names[0], *names[1])) + system.cell
                 settings.append(Setting(system, name, *names, tuple(configs), arguments))
@@ -330,7 +331,13 @@ def _axes(
 
 def _replaced(setting: Setting, found: Settings) -> Setting:
     """Return a setting with what a search has found for it."""
-    return replace(setting, arguments={**setting.arguments, **found})
+    arguments = {**setting.arguments, **found}
+    return replace(setting, arguments=_with_last(arguments, setting.system.fixed))
+
+
+def _with_last(arguments: Settings, fixed: Settings) -> dict[str, Json]:
+    """Return settings with some behind all others, where they win over other names of a key too."""
+    return {**{key: v for key, v in arguments.items() if key not in fixed}, **fixed}
 
 
 def _check_folders(file: SweepFile, runs: Iterable[PlannedRun]) -> None:

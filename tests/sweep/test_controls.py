@@ -97,6 +97,25 @@ def test_a_cell_is_its_system_but_for_what_it_changes(make: Make) -> None:
         assert getattr(cell, name) == getattr(system, name)
 
 
+@pytest.mark.parametrize("key", ["model.iterations", "model.init_args.iterations"])
+def test_neither_axes_nor_searches_undo_what_makes_a_cell(make: Make, key: str) -> None:
+    """DRO that is frozen by taking no iteration takes none, however many the system tries."""
+    dro = {"configs": ["configs/method/dro.yaml"], "grid": {key: [1, 2]}}
+    file = with_controls(make({"dro": dro}))
+    name, found = f"dro-{key.rpartition('.')[2]}=1", {key: 3}
+    for run in plan(file, runs="runs", found={name: found}):
+        if run.base.startswith("dro-"):
+            took = [word.rpartition("=")[2] for word in run.words if "iterations=" in word][:-1]
+            frozen = run.system.endswith("-frozen-both")
+            wanted = "3" if run.base == name else "2"
+            assert took[-1] == ("0" if frozen else wanted), run.name
+    staged = "lightning_rag.data.candidates.BM25"
+    rag4re = {"configs": ["configs/method/rag4re.yaml"], "grid": {"data.first_stage": [staged]}}
+    runs = plan(with_controls(make({"plain": "no_retrieval", "mine": rag4re})), runs="runs")
+    (oracle,) = [run for run in runs if run.system.startswith("rag4re-oracle")]
+    assert "--data.first_stage=lightning_rag.data.candidates.Oracle" in oracle.words
+
+
 def test_the_files_own_systems_say_how_the_shared_controls_train(make: Make) -> None:
     """What the file has already is not added; what it has otherwise is taken as a pattern."""
     rag4re = {"configs": ["configs/method/rag4re.yaml"], "arguments": {"model.epochs": 3}}
@@ -179,7 +198,9 @@ def test_the_last_word_on_a_setting(make: Make, tmp_path: Path) -> None:
 
 def test_a_method_that_no_file_is_about(make: Make, tmp_path: Path) -> None:
     (tmp_path / "configs" / "controls" / "etrag.yaml").unlink()
-    with pytest.raises(UserError, match=r"systems.etrag: controls: true, .* is about .*Etrag; legal"):
+    with pytest.raises(
+        UserError, match=r"systems.etrag: controls: true, .* about .*Etrag; legal"
+    ):
         with_controls(make({"etrag": "etrag"}))
 
 
