@@ -105,20 +105,27 @@ class Queue:
         return blocked
 
 
-def start(job: Job, *, threads: int, inherit: Sequence[int] = ()) -> subprocess.Popen[bytes]:
+def start(
+    job: Job,
+    *,
+    threads: int,
+    inherit: Sequence[int] = (),
+    module: str = "lightning_rag.cli",
+) -> subprocess.Popen[bytes]:
     """Start a job's process, in a group of its own: an interrupt of this one does not reach it.
 
     Args:
         job: what is run; its log's folder is made.
         threads: of its tensor operations, unless the environment says OMP_NUM_THREADS.
         inherit: open files that stay open as long as it lives.
+        module: what is run with its words; another one than the command line ends in it.
     """
     job.log.parent.mkdir(parents=True, exist_ok=True)
     with job.log.open("ab") as log:
         log.write(f"{HEAD}{shlex.join(job.words)}\n".encode())
         log.flush()
         return subprocess.Popen(
-            [sys.executable, "-m", "lightning_rag.cli", *job.words],
+            [sys.executable, "-m", module, *job.words],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
