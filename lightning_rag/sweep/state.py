@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal, cast
 
@@ -114,6 +114,9 @@ def _differs(
         if first.name in renewed:
             return f"a run that began with what {first.name} was before, which is trained anew"
         began, ended = _date(run, "fit" if run.train else "test"), _date(first, "fit")
+        last = run.folder / "checkpoints" / "last.ckpt"
+        if began is None and last.exists():  # interrupted: it began before that
+            began = datetime.fromtimestamp(last.stat().st_mtime, UTC)
         if began is not None and ended is not None and began < ended:
             return f"a run that began with what {first.name} was before it was trained anew"
     return ""

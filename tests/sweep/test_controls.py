@@ -198,9 +198,7 @@ def test_the_last_word_on_a_setting(make: Make, tmp_path: Path) -> None:
 
 def test_a_method_that_no_file_is_about(make: Make, tmp_path: Path) -> None:
     (tmp_path / "configs" / "controls" / "etrag.yaml").unlink()
-    with pytest.raises(
-        UserError, match=r"systems.etrag: controls: true, .* about .*Etrag; legal"
-    ):
+    with pytest.raises(UserError, match=r"systems.etrag: controls: true, .* about .*Etrag; legal"):
         with_controls(make({"etrag": "etrag"}))
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -171,6 +173,20 @@ class TestWhatItBeginsWith:
         fit = "2026-01-04T00:00:00+00:00" if train else None
         leave(run, "predictions.jsonl", fit=fit, tested=True)
         assert step(run, first=first).kind == kind
+
+    @pytest.mark.parametrize(("day", "kind"), [(4, "refuse"), (7, "resume")])
+    def test_trained_anew_since_it_was_interrupted(
+        self, tmp_path: Path, first: PlannedRun, day: int, kind: str
+    ) -> None:
+        """Its last checkpoint is of what the first, which ended on January 6, was before."""
+        leave(first, fit="2026-01-06T00:00:00+00:00", tested=True)
+        run = planned(tmp_path, after=(first.name,))
+        leave(run, LAST)
+        written = datetime(2026, 1, day, tzinfo=UTC).timestamp()
+        os.utime(run.folder / LAST, (written, written))
+        assert step(run, first=first).kind == kind
+        replaced = {"refuse": "replace", "resume": "resume"}[kind]
+        assert step(run, first=first, overwrite=True).kind == replaced
 
     def test_trained_anew_in_this_sweep(self, tmp_path: Path, first: PlannedRun) -> None:
         run = planned(tmp_path, after=(first.name,))
