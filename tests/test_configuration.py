@@ -129,12 +129,14 @@ class TestOfACommand:
         others = [
             hash_of("fit"),
             hash_of("fit", f"--initial_weights={tmp_path}/b.ckpt"),
-            hash_of("test", first),  # untrained
+            hash_of("test"),  # untrained
             hash_of("test", first, f"--ckpt_path={own}/last.ckpt"),
             hash_of("test", first, f"--ckpt_path={tmp_path}/a.ckpt"),
             hash_of("fit", first, "--model.k=2"),
         ]
         assert len({trained, *others}) == 1 + len(others)
+        # These weights are what is tested, however they are given.
+        assert hash_of("test", first) == hash_of("test", f"--ckpt_path={tmp_path}/a.ckpt")
 
     def test_the_seed_counts_and_the_name_does_not(self, hash_of: Callable[..., str]) -> None:
         assert hash_of("fit") == hash_of("fit", "--variant=b", "--experiment=c", "--data.root=/d")
