@@ -12,6 +12,7 @@ import sys
 import warnings
 import zipfile
 from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import NoReturn
 
@@ -27,6 +28,8 @@ from lightning.pytorch.cli import (
     SaveConfigCallback,
 )
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.utilities import rank_zero_only
 from omegaconf.errors import OmegaConfBaseException
 
 from lightning_rag.backbones.config import EncoderConfig, GeneratorConfig
@@ -47,6 +50,11 @@ from lightning_rag.methods.base import Method
 from lightning_rag.methods.optimization import OptimizerConfig
 
 TRACEBACK = "LIGHTNING_RAG_TRACEBACK"
+# Names of a trainer's strategy that mean that each process holds the whole models.
+DATA_PARALLEL = ("auto", "ddp", "ddp_find_unused_parameters_true")
+# So long one process waits for another: candidates are computed by one, and an estimate's shares
+# take different times. One that dies is noticed at once.
+PATIENCE = timedelta(hours=6)
 
 log = logging.getLogger(__name__)
 
@@ -171,8 +179,14 @@ class RagCLI(LightningCLI):
         if not rehearsed and config.trainer.enable_checkpointing is not False:
             callbacks.append(ResumePoint(folder / "checkpoints", config.checkpoint_every))
         kwargs["callbacks"] = callbacks
+        kwargs["use_distributed_sampler"] = False  # the data module shares its batches out itself
         try:
-            return super().instantiate_trainer(**kwargs)
+            trainer = super().instantiate_trainer(**kwargs)
+            if trainer.world_size > 1 and config.trainer.strategy in DATA_PARALLEL:
+                # Which devices there are, and so how many processes, the trainer alone knows.
+                kwargs["strategy"] = _strategy(config.trainer.strategy)
+                trainer = super().instantiate_trainer(**kwargs)
+            return trainer
         except (ValueError, MisconfigurationException) as error:
             raise UserError(f"trainer: {error}") from error
 
@@ -244,6 +258,18 @@ class Replace(Callback):
             for path in self.stale:
                 if path.name != "config.yaml":
                     path.unlink(missing_ok=True)
+
+
+def _strategy(name: str) -> DDPStrategy:
+    """Return the strategy of several processes that a name stands for.
+
+    Phases freeze parameters, and one that learns in a later phase has no gradient in an earlier
+    one: by default the processes ask each other in every step which parameters were used. Buffers
+    are no part of it: each process refreshes its index itself.
+    """
+    return DDPStrategy(
+        find_unused_parameters=name != "ddp", broadcast_buffers=False, timeout=PATIENCE
+    )
 
 
 def run_folder(config: Namespace) -> Path:
@@ -400,12 +426,20 @@ def command_parser() -> ArgumentParser:
 
 def main(args: Sequence[str] | None = None) -> int:
     """Run the command line; a user's mistake is one line on stderr and exit code 1."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    # Of several processes the first says what all have to say.
+    process = int(getattr(rank_zero_only, "rank", 0))
+    said = "%(message)s" if process == 0 else f"process {process}: %(message)s"
+    level = logging.INFO if process == 0 else logging.WARNING
+    logging.basicConfig(level=level, format=said, stream=sys.stderr)
     # Lightning 2.6 and torchdata 0.11 call what torch 2.13 deprecates.
     warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\)")
     warnings.filterwarnings("ignore", message="'set_vital' is deprecated")
     # The loaders only cut ids into batches: workers would cost more than they bring.
     warnings.filterwarnings("ignore", message=".*does not have many workers")
+    # The new name is not known to older versions of torch.
+    warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")
+    # What is logged is the same in all processes.
+    warnings.filterwarnings("ignore", message="It is recommended to use `self.log\\(")
     words = sys.argv[1:] if args is None else args
     try:
         if list(words[:1]) == ["export"]:
@@ -423,7 +457,8 @@ def main(args: Sequence[str] | None = None) -> int:
         mistake = _mistake(error)
         if mistake is None or os.environ.get(TRACEBACK):
             raise
-        print(f"error: {mistake} ({TRACEBACK}=1 shows where)", file=sys.stderr)
+        where = "" if process == 0 else f"process {process}: "
+        print(f"error: {where}{mistake} ({TRACEBACK}=1 shows where)", file=sys.stderr)
         return 1
     return 0
 

@@ -129,6 +129,14 @@ class RagBatch:
     # passages that hold an answer, in relation extraction all demonstrations of the gold label.
     answer_rows: list[Tensor]  # B of (A_b,) long, ascending
     excluded_rows: list[Tensor]  # B of (E_b,) long; what the query must never retrieve
+    # Of several processes, one for which nothing is left of a batch takes part with a query of
+    # another one: what it finds is not counted.
+    idle: bool = False
+
+    @property
+    def counted(self) -> int:
+        """How many queries count: B, or 0."""
+        return 0 if self.idle else len(self.instances)
 
     def to(self, device: object) -> RagBatch:
         """Return the batch with its tensors on `device`; the records stay as they are."""
@@ -141,6 +149,7 @@ class RagBatch:
             relevant_rows=self.relevant_rows,
             answer_rows=self.answer_rows,
             excluded_rows=self.excluded_rows,
+            idle=self.idle,
         )
 
 

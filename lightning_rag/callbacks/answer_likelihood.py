@@ -30,14 +30,7 @@ class AnswerLikelihood(Callback):
             soft_prompt=retrieved.soft_prompt,
             reduction="sum",
         )  # (B,)
-        size = len(batch.instances)
-        method.log(
-            f"{stage}/answer_log_likelihood",
-            log_p.mean(),
-            on_step=False,
-            on_epoch=True,
-            batch_size=size,
-        )
+        method.log_queries(f"{stage}/answer_log_likelihood", log_p, batch)
 
     def on_validation_batch_end(
         self,

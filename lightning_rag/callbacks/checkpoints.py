@@ -28,6 +28,7 @@ def save_checkpoint(trainer: Trainer, path: Path, *, resumable: bool) -> None:
     trainer.save_checkpoint(temporary, weights_only=not resumable)
     if trainer.is_global_zero:
         os.replace(temporary, path)
+    trainer.strategy.barrier("save_checkpoint")  # the others may read it
 
 
 class InitialWeights(Callback):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import resource
 import sys
 import time
@@ -13,6 +14,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
 
+from lightning_rag.functional.processes import process_count, texts_of_all
 from lightning_rag.methods.base import Method, as_method
 from lightning_rag.types import RagBatch
 
@@ -35,6 +37,9 @@ class CostLedger(Callback):
     phase's sum, `flops/<what>` its parts.
     Memory is the process's peak resident size, and the device's peak where there is one.
 
+    Several processes each keep books of their own until `agree`: then tokens and FLOPs are summed,
+    and of seconds and memory that process counts that has the most.
+
     After every validation the sums over all phases up to then are logged as `cost/<name>`, and what
     `spent` returns as `cost/training/<name>`: these three mean the same for every method, whatever
     its phases are and whether it has estimates or an index.
@@ -42,12 +47,15 @@ class CostLedger(Callback):
 
     def __init__(self) -> None:
         self.phases: dict[str, Counters] = {}
+        self._own: dict[str, Counters] = {}  # of this process, since the processes agreed
+        self._device = torch.device("cpu")
         self._since = time.perf_counter()
         self._tokens: dict[str, int] = {}
         self._sizes: dict[str, int] = {}  # parameters of each group: counting takes a millisecond
 
     def state_dict(self) -> dict[str, Any]:
         """Return the books, so that a resumed run goes on counting."""
+        self.agree()
         return {"phases": self.phases}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -57,12 +65,13 @@ class CostLedger(Callback):
     def open(self, method: Method) -> None:
         """Count from here."""
         self._since = time.perf_counter()
-        self._tokens = _tokens(method)
+        self._tokens, self._device = _tokens(method), method.device
 
     def book(self, method: Method, what: str) -> None:
         """Book what was spent since `open` on `what`, under the current phase."""
         name = TEST if method.trainer.testing else method.phase.name
-        book = self.phases.setdefault(name, {})
+        books = self._own if process_count() > 1 else self.phases
+        book = books.setdefault(name, {})
         _add(book, f"seconds/{what}", time.perf_counter() - self._since)
         for group, count in _tokens(method).items():
             tokens = count - self._tokens.get(group, 0)
@@ -78,12 +87,28 @@ class CostLedger(Callback):
         for memory, size in _peak_memory().items():
             book[memory] = max(book.get(memory, 0.0), size)
 
+    def agree(self) -> None:
+        """Put the books of all processes together; each of them has to call this."""
+        if process_count() == 1:
+            return
+        parts = [json.loads(text) for text in texts_of_all(json.dumps(self._own), self._device)]
+        self._own = {}
+        for name in dict.fromkeys(name for part in parts for name in part):
+            book = self.phases.setdefault(name, {})
+            for key in dict.fromkeys(key for part in parts for key in part.get(name, {})):
+                values = [part[name].get(key, 0.0) for part in parts if name in part]
+                if key.startswith("memory/"):
+                    book[key] = max(book.get(key, 0.0), *values)
+                else:
+                    _add(book, key, max(values) if key.startswith("seconds/") else sum(values))
+
     def credit(self, seconds: float) -> None:
         """Book seconds besides with the next `book`: a former process spent them on the same."""
         self._since -= seconds
 
     def withdraw(self, method: Method, what: str) -> None:
         """Take back what is booked as `what` under the current phase: it is to be booked anew."""
+        self.agree()
         book = self.phases.get(method.phase.name, {})
         for name in [name for name in book if name.endswith(f"/{what}")]:
             value = book.pop(name)
@@ -121,6 +146,7 @@ class CostLedger(Callback):
         if trainer.sanity_checking:
             return
         self.book(as_method(pl_module), "evaluate")
+        self.agree()
         self.open(as_method(pl_module))
         if trainer.logger is not None:
             costs = {f"cost/{name}": value for name, value in self.totals().items()}
@@ -134,6 +160,7 @@ class CostLedger(Callback):
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Book the test."""
         self.book(as_method(pl_module), "evaluate")
+        self.agree()
 
     def totals(self) -> Counters:
         """Return the sums over the phases; of memory, the largest."""
@@ -150,8 +177,10 @@ class CostLedger(Callback):
         """Return what training has cost so far: `seconds`, `generator_tokens` and `flops`.
 
         Steps, estimates and refreshes of the index count, over all phases; validations and tests do
-        not: how often a run is looked at is no part of its method.
+        not: how often a run is looked at is no part of its method. Each of several processes has to
+        call this.
         """
+        self.agree()
         books = [book for name, book in self.phases.items() if name != TEST]
 
         def total(prefix: str) -> float:

@@ -9,7 +9,7 @@ import os
 import shutil
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -22,7 +22,11 @@ from torch import Tensor
 
 from lightning_rag.callbacks.cost_ledger import CostLedger
 from lightning_rag.files import Json, write_json
+from lightning_rag.functional.contrastive import gather
+from lightning_rag.functional.processes import process_count, texts_of_all
 from lightning_rag.methods.base import Method
+from lightning_rag.methods.phase import Bank
+from lightning_rag.types import RagBatch
 
 log = logging.getLogger(__name__)
 
@@ -179,9 +183,13 @@ class Meter:
         self._before = self._now()
 
     def lap(self) -> Spent:
-        """Return what was counted since the last call, or since the beginning."""
+        """Return what was counted since the last call, or since the beginning.
+
+        Of several processes, which work at the same time, each has its part of the seconds.
+        """
         before, self._before = self._before, self._now()
-        return {name: value - before[name] for name, value in self._before.items()}
+        spent = {name: value - before[name] for name, value in self._before.items()}
+        return {**spent, "seconds": spent["seconds"] / process_count()}
 
     def withdraw(self) -> None:
         """Take back what a checkpoint had booked of this estimate: all of it is credited anew."""
@@ -201,6 +209,58 @@ class Meter:
     def _now(self) -> dict[str, float]:
         counts = {name: getattr(module, what) for name, (module, what) in self._counters.items()}
         return {"seconds": time.perf_counter(), **counts}
+
+
+def turns(
+    batches: Iterable[RagBatch],
+    done: Container[int],
+    rank: int,
+    world: int,
+    affords: Callable[[], bool],
+) -> Iterator[tuple[int, RagBatch]]:
+    """Pass on the batches of an estimate that are this process's, with their numbers.
+
+    Args:
+        batches: all.
+        done: numbers of those that are known.
+        rank: the process; it has every `world`-th of the others.
+        world: how many processes there are.
+        affords: whether there may be another round; all processes ask before each.
+    """
+    left = 0
+    for index, batch in enumerate(batches):
+        if index in done:
+            continue
+        if left % world == 0 and not affords():
+            return
+        if left % world == rank:
+            yield index, batch
+        left += 1
+
+
+def share_bank(bank: Bank, own: Sequence[Tensor], size: int, device: torch.device) -> None:
+    """Give every process what the others have estimated; all of them have to call this.
+
+    Args:
+        bank: of this process.
+        own: the rows that it has estimated, (B,) each.
+        size: number of training queries.
+        device: where the processes exchange tensors.
+    """
+    if process_count() == 1:
+        return
+    kinds = {
+        name: [list(tensor.shape[1:]), str(tensor.dtype)] for name, tensor in bank.tensors.items()
+    }
+    known: dict[str, tuple[list[int], str]] = {}  # one without a batch knows of nothing
+    for text in texts_of_all(json.dumps(kinds), device):
+        known |= json.loads(text)
+    rows = torch.cat([torch.empty(0, dtype=torch.long), *own])
+    everyones = gather(rows.to(device))
+    for name, (shape, kind) in known.items():
+        dtype: torch.dtype = getattr(torch, kind.removeprefix("torch."))
+        values = bank.tensors[name][rows] if len(rows) else torch.empty(0, *shape, dtype=dtype)
+        bank.put(everyones, {name: gather(values.to(device))}, size)
 
 
 def manifest_of(

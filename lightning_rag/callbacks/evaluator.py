@@ -20,24 +20,26 @@ from lightning_rag.types import Evaluated, RagBatch, Retrieved
 class Evaluator(Callback):
     """Updates the task's metrics from a method's predictions and logs them once an epoch.
 
-    A phase that validates by figures of its own logs them itself, and has no others.
+    A phase that validates by figures of its own logs them itself, and has no others. Several
+    processes count the queries that they have; the figures are of the counts of all.
     """
 
     def __init__(self) -> None:
         self.metrics: MetricCollection | None = None
+        self._counts: dict[str, list[Count]] = {}
+        self._aggregations: dict[str, Aggregation] = {}
 
     def counts(self) -> dict[str, list[Count]]:
-        """Return what every query so far added to each figure, in the order of the queries.
+        """Return what every query of a test added to each figure.
 
-        A metric that does not say so (a task's own, no `CountedMetric`) has none.
+        In the order of the queries; those of several processes, one process after the other. A
+        metric that does not say so (a task's own, no `CountedMetric`) has none.
         """
-        return {name: rows for metric in self._counted() for name, rows in metric.rows().items()}
+        return self._counts
 
     def aggregations(self) -> dict[str, Aggregation]:
-        """Return how the figures of `counts` come out of it."""
-        return {
-            name: metric.aggregation(name) for metric in self._counted() for name in metric.rows()
-        }
+        """Return how the figures of a test come out of `counts`."""
+        return self._aggregations
 
     def _counted(self) -> list[CountedMetric]:
         found = [] if self.metrics is None else list(self.metrics.values())
@@ -49,6 +51,10 @@ class Evaluator(Callback):
     def _update(self, outputs: Evaluated, batch: RagBatch) -> None:
         if self.metrics is None:
             raise RuntimeError("Evaluator: a batch ended before its epoch started")
+        if batch.idle:
+            for metric in self._counted():
+                metric.take_part()
+            return
         self.metrics.update(outputs["predictions"], _judged(batch, outputs["retrieved"]))
 
     def _log(self, module: LightningModule, stage: str) -> None:
@@ -58,6 +64,15 @@ class Evaluator(Callback):
         monitor = as_method(module).data.task.monitor
         for name, value in values.items():
             module.log(f"{stage}/{name}", value, prog_bar=name == monitor)
+
+    def _take_counts(self) -> None:
+        """Keep what the queries of all processes added: a figure may be there for some alone."""
+        self._counts, self._aggregations = {}, {}
+        for metric in self._counted():
+            with metric.sync_context():
+                rows = metric.rows()
+            self._counts |= rows
+            self._aggregations |= {name: metric.aggregation(name) for name in rows}
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take fresh metrics, and forget those of an earlier phase, which Lightning keeps."""
@@ -103,6 +118,7 @@ class Evaluator(Callback):
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log `test/<metric>`."""
         self._log(pl_module, "test")
+        self._take_counts()
 
 
 def _judged(batch: RagBatch, retrieved: Retrieved) -> RagBatch:

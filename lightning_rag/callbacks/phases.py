@@ -6,21 +6,30 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
 from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
 from lightning_rag.callbacks.budget import out_of_budget
 from lightning_rag.callbacks.checkpoints import save_checkpoint
 from lightning_rag.callbacks.cost_ledger import booked
-from lightning_rag.callbacks.estimate_shards import EstimateShards, Meter, manifest_of
+from lightning_rag.callbacks.estimate_shards import (
+    EstimateShards,
+    Meter,
+    manifest_of,
+    share_bank,
+    turns,
+)
 from lightning_rag.errors import UserError
+from lightning_rag.functional.processes import wait_for_all
 from lightning_rag.methods.base import Method, as_method
 from lightning_rag.methods.phase import series_of
 from lightning_rag.types import RagBatch
@@ -207,10 +216,11 @@ class PhaseSchedule(Callback):
             return
         path, source = self.folder / "best.ckpt", self.folder / self.holds
         if self.holds and source.exists():  # of an earlier phase, where the last has no best ones
-            _link(source, path)
+            self._link(trainer, source, path)
         else:
             save_checkpoint(trainer, path, resumable=False)
-        self._remove_shards(method)
+        if trainer.is_global_zero:
+            self._remove_shards(method)
 
     def _steps_done(self, method: Method) -> bool:
         steps = method.phase.steps
@@ -246,6 +256,10 @@ class PhaseSchedule(Callback):
     def _estimate(self, trainer: Trainer, method: Method) -> bool:
         """Run the phase's estimate, if it has one, over the training queries; fill the bank.
 
+        Several processes take turns with the batches that are left, and write shards of their own;
+        at the end each of them has the whole bank. What a batch gives does not depend on whose it
+        is.
+
         Returns:
             Whether the budget lasted for it.
         """
@@ -258,21 +272,23 @@ class PhaseSchedule(Callback):
         if rehearsed := trainer.fast_dev_run:  # type: ignore[attr-defined]
             batches = list(islice(method.data.train_dataloader(), int(rehearsed)))
         log.info("phase %r: estimate over the training queries", phase.name)
-        hidden = trainer.progress_bar_callback is None
+        # A rehearsal's batches are shared out already.
+        rank, world = (0, 1) if rehearsed else method.data.place
+        own: list[Tensor] = []
+        hidden = trainer.progress_bar_callback is None or not trainer.is_global_zero
         shown = tqdm(batches, desc=f"Estimate {phase.name}", disable=hidden, leave=False)
         context, told = trainer.precision_plugin.forward_context(), time.monotonic()
         with booked(method, "estimate") as book, torch.no_grad(), context:
             shards, meter = None if rehearsed else self._shards(trainer, method), Meter(method)
             done = self._restore(method, shards, meter) if shards is not None else set()
-            for index, batch in enumerate(_affordable(shown, method, book)):
-                if index in done:
-                    continue
+            for index, batch in turns(shown, done, rank, world, partial(_affords, method, book)):
                 torch.manual_seed(
                     (method.data.seed * 1009 + method.phase_index) * 1_000_003 + index
                 )
                 batch = batch.to(method.device)
                 values = phase.estimate(batch)
                 method.bank.put(batch.rows, values, size)
+                own.append(batch.rows.cpu())
                 if shards is not None:
                     shards.add(index, batch.rows, values, meter.lap())
                 if hidden and time.monotonic() - told >= TELL_EVERY:
@@ -285,6 +301,7 @@ class PhaseSchedule(Callback):
             book()
             if out_of_budget(method):
                 return False
+            share_bank(method.bank, own, size, method.device)
             if phase.summarize is not None:
                 self._report(trainer, phase.name, phase.summarize(method.bank.tensors))
         return True
@@ -298,12 +315,19 @@ class PhaseSchedule(Callback):
     def _restore(self, method: Method, shards: EstimateShards, meter: Meter) -> set[int]:
         """Take what a killed run has found of this estimate; return the numbers of its batches."""
         done: set[int] = set()
+        first = method.trainer.is_global_zero
+        if not first:
+            wait_for_all()
         found = shards.read()
+        if first:  # what cannot be used is gone when the others look
+            wait_for_all()
+        wait_for_all()  # until all have read, nothing new is written
         if found:
             meter.withdraw()
         for shard in found:
             method.bank.put(shard.rows, shard.values, len(method.data.splits.train))
-            meter.credit(shard.spent)
+            if first:  # once for all processes
+                meter.credit(shard.spent)
             done.update(shard.batches)
         if done:
             name = method.phase.name
@@ -321,7 +345,8 @@ class PhaseSchedule(Callback):
     def _remove_superseded(self, trainer: Trainer) -> None:
         """Remove the shards of the phases whose estimate is over and in a checkpoint, if needed."""
         names, self.superseded = self.superseded, []
-        if not trainer.fast_dev_run:  # type: ignore[attr-defined]
+        rehearsed = trainer.fast_dev_run  # type: ignore[attr-defined]
+        if trainer.is_global_zero and not rehearsed:
             for name in names:
                 shutil.rmtree(self._shard_folder() / name, ignore_errors=True)
 
@@ -382,7 +407,13 @@ class PhaseSchedule(Callback):
         better = self.best_of_series.take(self.best.value, self.best.file, phase.mode)
         rehearsed = trainer.fast_dev_run  # type: ignore[attr-defined]
         if better and series.stop == len(method.schedule) and not rehearsed:
-            _link(self.folder / self.best.file, self.folder / "best.ckpt")
+            self._link(trainer, self.folder / self.best.file, self.folder / "best.ckpt")
+
+    def _link(self, trainer: Trainer, source: Path, target: Path) -> None:
+        """Make `target` the same file as `source`, before any process goes on."""
+        if trainer.is_global_zero:
+            _link(source, target)
+        trainer.strategy.barrier("link")
 
     def _save(self, trainer: Trainer, file: str) -> None:
         """Write the weights; a rehearsal leaves no files."""
@@ -412,15 +443,10 @@ def _file(method: Method) -> str:
     return "best.ckpt" if alone and last else f"{method.phase.name}-best.ckpt"
 
 
-def _affordable(
-    batches: Iterable[RagBatch], method: Method, book: Callable[[], None]
-) -> Iterator[RagBatch]:
-    """Pass on the batches of an estimate while the budget lasts, as `book` finds it."""
-    for batch in batches:
-        book()
-        if out_of_budget(method):
-            return
-        yield batch
+def _affords(method: Method, book: Callable[[], None]) -> bool:
+    """Whether the budget lasts, as `book` finds it."""
+    book()
+    return not out_of_budget(method)
 
 
 def _link(source: Path, target: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from lightning.pytorch.utilities.types import STEP_OUTPUT
 
 from lightning_rag.callbacks.evaluator import Evaluator
 from lightning_rag.files import Json, write_jsonl
+from lightning_rag.functional.processes import process_count, texts_of_all
 from lightning_rag.methods.base import Method, as_method
 from lightning_rag.metrics.counts import Count
 from lightning_rag.metrics.retrieval import among, best_rows
@@ -44,6 +46,9 @@ class PredictionWriter(Callback):
     A test writes `passages.jsonl` beside it: `id`, `text` (as the generator reads it) and `label`
     (where it has one) of every passage that is among `retrieved`, each once.
 
+    Several processes collect the queries that they have; the files hold those of all, in the order
+    of the split, as one process writes them.
+
     Args:
         folder: the run's folder.
         shown: queries on the text page of retrieved passages.
@@ -52,12 +57,13 @@ class PredictionWriter(Callback):
     def __init__(self, folder: Path, shown: int = 20) -> None:
         self.folder = folder
         self.shown = shown
+        self.places: list[int] = []  # of the queries in their split, one for each row
         self.rows: list[Row] = []
         self.passages: dict[str, Row] = {}
         self.page: list[str] = []
 
     def _start(self) -> None:
-        self.rows, self.passages, self.page = [], {}, []
+        self.places, self.rows, self.passages, self.page = [], [], {}, []
 
     def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start afresh."""
@@ -93,9 +99,11 @@ class PredictionWriter(Callback):
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write `predictions.jsonl`, `passages.jsonl` and the text page."""
+        self._join(pl_module)
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, Evaluator):
                 _add_counts(self.rows, callback.counts())
+        self._sort()
         self._write(trainer, "predictions.jsonl", self.rows)
         self._write(trainer, "passages.jsonl", self.passages.values())
         if trainer.is_global_zero and isinstance(trainer.logger, TensorBoardLogger):
@@ -105,11 +113,16 @@ class PredictionWriter(Callback):
 
     def on_predict_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write `predictions-<split>.jsonl`."""
+        self._join(pl_module)
+        self._sort()
         split = as_method(pl_module).data.predict_split
         self._write(trainer, f"predictions-{split}.jsonl", self.rows)
 
     def _collect(self, module: LightningModule, outputs: Evaluated, batch: RagBatch) -> None:
+        if batch.idle:
+            return
         method = as_method(module)
+        self.places += batch.rows.tolist()
         store, task = method.data.store, method.data.task
         predictions, retrieved = outputs["predictions"], outputs["retrieved"]
         orders = {
@@ -147,6 +160,28 @@ class PredictionWriter(Callback):
                 row["label"] = passage.instance.answers[0]
             self.passages[passage.id] = row
         return str(self.passages[passage.id]["text"])
+
+    def _join(self, module: LightningModule) -> None:
+        """Take what all processes have collected, one process after the other."""
+        if process_count() == 1:
+            return
+        own = json.dumps([self.places, self.rows, self.passages, self.page])
+        self._start()
+        pages: dict[int, str] = {}
+        for text in texts_of_all(own, module.device):
+            places, rows, passages, page = json.loads(text)
+            pages.update(zip(places, page, strict=False))  # the first of them have one
+            self.places += places
+            self.rows += rows
+            self.passages |= passages
+        self.page = [pages[place] for place in sorted(pages)][: self.shown]
+
+    def _sort(self) -> None:
+        """Put the queries into the order of their split, passages where they come first."""
+        order = sorted(range(len(self.rows)), key=lambda index: self.places[index])
+        self.rows = [self.rows[index] for index in order]
+        shown = [id_ for row in self.rows for id_ in cast(list[str], row["retrieved"])]
+        self.passages = {id_: self.passages[id_] for id_ in dict.fromkeys(shown)}
 
     def _write(self, trainer: Trainer, name: str, rows: Iterable[Row]) -> None:
         if trainer.is_global_zero:

@@ -197,7 +197,7 @@ class RetrievalAnalysis(Callback):
     def _batches(self, trainer: Trainer, method: Method, name: str) -> Iterable[RagBatch]:
         """Return the queries in order; a rehearsal sees as many batches as it trains on."""
         data = method.data
-        loader = data.val_dataloader() if self.split == "validation" else data.test_dataloader()
+        loader = data.whole_dataloader(self.split)
         batches: Iterable[RagBatch] = loader
         if rehearsed := trainer.fast_dev_run:  # type: ignore[attr-defined]
             batches = islice(loader, int(rehearsed))

@@ -25,6 +25,7 @@ from lightning_rag.callbacks.evaluator import Evaluator
 from lightning_rag.callbacks.index_refresh import IndexRefresh
 from lightning_rag.callbacks.phases import PhaseSchedule
 from lightning_rag.files import Json, write_json
+from lightning_rag.functional.processes import summed
 from lightning_rag.methods.base import Method, as_method
 from lightning_rag.methods.phase import series_of
 from lightning_rag.metrics.counts import METRICS_VERSION
@@ -83,21 +84,23 @@ class RunFiles(Callback):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the summary of the training, and say if texts were too long."""
         method = as_method(pl_module)
-        self._write_summary(trainer, method, "fit")
-        self._warn_of_truncation(trainer, method)
+        truncated = _truncated(method)
+        self._write_summary(trainer, method, "fit", truncated)
+        self._warn_of_truncation(trainer, truncated)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the test metrics, and the run's line of TensorBoard's HParams page."""
         metrics = _metrics(trainer, "test/")
         self._write_metrics(trainer, {"test": metrics})
         method = as_method(pl_module)
-        self._write_summary(trainer, method, "test")
-        self._warn_of_truncation(trainer, method)
+        truncated = _truncated(method)
+        self._write_summary(trainer, method, "test", truncated)
+        self._warn_of_truncation(trainer, truncated)
         if trainer.is_global_zero and isinstance(trainer.logger, TensorBoardLogger):
             write_hyper_parameters(trainer.logger.experiment, self.config)
 
-    def _warn_of_truncation(self, trainer: Trainer, method: Method) -> None:
-        cut = {name: count for name, count in _truncated(method).items() if count}
+    def _warn_of_truncation(self, trainer: Trainer, truncated: Mapping[str, int]) -> None:
+        cut = {name: count for name, count in truncated.items() if count}
         if trainer.is_global_zero and cut != self.warned:
             self.warned = cut
             log.warning(
@@ -112,7 +115,10 @@ class RunFiles(Callback):
             path = self.folder / "metrics.json"
             write_json(path, {**_read(path), **new})
 
-    def _write_summary(self, trainer: Trainer, method: Method, stage: str) -> None:
+    def _write_summary(
+        self, trainer: Trainer, method: Method, stage: str, truncated: Mapping[str, int]
+    ) -> None:
+        records = _records(trainer, method)  # which all processes put together
         if not trainer.is_global_zero:
             return
         path = self.folder / "summary.json"
@@ -122,7 +128,8 @@ class RunFiles(Callback):
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
             "versions": {package: version(package) for package in PACKAGES},
             "machine": machine(),
-            "truncated_texts": dict(_truncated(method)),
+            "truncated_texts": dict(truncated),
+            "processes": trainer.world_size,
         }
         facts: dict[str, Json] = {
             "method": type(method).__name__,
@@ -139,7 +146,9 @@ class RunFiles(Callback):
         }
         if stage == "fit":
             facts["validation"] = kept_point(self.curve, method, begun=_begun(trainer))
-        facts |= _records(trainer, method, before)
+        for name in ("cost", "estimates"):  # with what an earlier run wrote of other phases
+            records[name] = {**before.get(name, {}), **cast(dict[str, Json], records[name])}
+        facts |= records
         write_json(path, {**before, **facts, stage: circumstances})
 
 
@@ -171,14 +180,16 @@ def _begun(trainer: Trainer) -> bool:
     return all(callback.begun for callback in callbacks if isinstance(callback, PhaseSchedule))
 
 
-def _records(trainer: Trainer, method: Method, before: Mapping[str, Any]) -> dict[str, Json]:
-    """Return what the callbacks know, with what an earlier process wrote of other phases."""
-    costs, estimates = dict(before.get("cost", {})), dict(before.get("estimates", {}))
+def _records(trainer: Trainer, method: Method) -> dict[str, Json]:
+    """Return what the callbacks know; each of several processes has to call this."""
+    costs: dict[str, Json] = {}
+    estimates: dict[str, Json] = {}
     monitor = method.data.task.monitor
     metrics: dict[str, Json] = {"version": METRICS_VERSION, "monitor": monitor}
     found: dict[str, Json] = {"cost": costs, "estimates": estimates, "metrics": metrics}
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, CostLedger):
+            callback.agree()
             costs.update(callback.phases)
         if isinstance(callback, PhaseSchedule):
             estimates.update(_finite(callback.estimates))
@@ -193,8 +204,11 @@ def _records(trainer: Trainer, method: Method, before: Mapping[str, Any]) -> dic
 
 
 def _truncated(method: Method) -> dict[str, int]:
-    """Return how many texts each group's model was given that lost tokens, so far."""
-    return {name: int(getattr(group, "truncated", 0)) for name, group in method.groups().items()}
+    """Return how many texts each group's model was given that lost tokens, in all processes."""
+    groups = method.groups()
+    own = [int(getattr(group, "truncated", 0)) for group in groups.values()]
+    counts = summed(torch.tensor(own, device=method.device)).tolist()
+    return dict(zip(groups, counts, strict=True))
 
 
 def _finite(estimates: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, Json]]:

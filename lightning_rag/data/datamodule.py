@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -26,6 +27,7 @@ from lightning_rag.data.splits import Splits, ids_hash, read_ids, subset
 from lightning_rag.data.store import PassageStore, check_no_leak, exclusions
 from lightning_rag.errors import UserError
 from lightning_rag.files import Json
+from lightning_rag.functional.processes import own_slice, wait_for_all
 from lightning_rag.tasks.base import Task
 from lightning_rag.types import Instance, RagBatch
 
@@ -46,8 +48,8 @@ class QuerySet:
     answers: Sequence[NDArray[np.int64]]  # those that the task's `matches` accepts
     excluded: Sequence[NDArray[np.int64]]  # rows that each query must never retrieve
 
-    def batch(self, rows: Sequence[int]) -> RagBatch:
-        """Return the queries `rows` as one batch."""
+    def batch(self, rows: Sequence[int], *, idle: bool = False) -> RagBatch:
+        """Return the queries `rows` as one batch; an `idle` one counts for nothing."""
         ids = self.candidates.ids[list(rows)]
         excluded = [self.excluded[row] for row in rows]
         pairs = list(zip(rows, excluded, strict=True))
@@ -66,7 +68,17 @@ class QuerySet:
             relevant_rows=[torch.from_numpy(found) for found in relevant],
             answer_rows=[torch.from_numpy(found) for found in answers],
             excluded_rows=[torch.tensor(gone) for gone in excluded],  # copies: queries share them
+            idle=idle,
         )
+
+    def share(self, rows: Sequence[int], rank: int, world: int) -> RagBatch:
+        """Return what process `rank` of `world` gets of the batch of the queries `rows`.
+
+        Equal shares, as far as can be, of queries in a row. Where there are fewer queries than
+        processes, some have none: they take part in the step with the first of them, and `idle`.
+        """
+        own = rows[own_slice(len(rows), rank, world)]
+        return self.batch(own) if own else self.batch(rows[:1], idle=True)
 
 
 class _Rows(Dataset[int]):
@@ -101,8 +113,9 @@ class RagDataModule(LightningDataModule):
         ids_file: instead of `fraction`: the ids of the training instances to use, one a line.
         validation_size: use at most so many validation instances (drawn by seed); None = all.
         test_size: the same for test; a figure from part of a test set is no test result.
-        batch_size: queries in a training batch.
-        eval_batch_size: queries in a validation or test batch.
+        batch_size: queries in a training batch, of all processes together; it must be divisible by
+            their number.
+        eval_batch_size: queries in a validation or test batch, of all processes together.
         bucket_by_length: put training queries of similar length into one batch.
         retrieval_ks: the cut-offs of the retrieval metrics.
         predict_split: the split that `predict` answers.
@@ -226,9 +239,17 @@ class RagDataModule(LightningDataModule):
         return subset(instances, fraction=limit / len(instances), seed=self.seed)
 
     def queries(self, split: SplitName) -> QuerySet:
-        """Return the queries of a split with their candidates, computed once and kept on disk."""
+        """Return the queries of a split with their candidates, computed once and kept on disk.
+
+        Of several processes all have to ask; the first computes, the others then read.
+        """
         if split not in self._queries:
+            rank, _ = self.place
+            if rank:
+                wait_for_all()
             self._queries[split] = self._retrieve(split)
+            if not rank:
+                wait_for_all()
         return self._queries[split]
 
     def _retrieve(self, split: SplitName) -> QuerySet:
@@ -316,8 +337,25 @@ class RagDataModule(LightningDataModule):
             **sizes,
         }
 
+    @property
+    def place(self) -> tuple[int, int]:
+        """This process's rank, and the number of processes."""
+        if self.trainer is None:
+            return 0, 1
+        return self.trainer.global_rank, self.trainer.world_size
+
     def train_dataloader(self) -> StatefulDataLoader:
-        """Training queries, in the order of (seed, epoch)."""
+        """Training queries, in the order of (seed, epoch); each process gets its part of a batch.
+
+        Raises:
+            UserError: a batch cannot be shared out equally.
+        """
+        _, world = self.place
+        if self.batch_size % world:
+            raise UserError(
+                f"data.batch_size is {self.batch_size}, to be shared by {world} processes; legal: "
+                f"a multiple of {world}"
+            )
         instances = self.splits.train
         lengths = [len(i.text) for i in instances] if self.bucket_by_length else None
         order = EpochOrder(
@@ -329,31 +367,44 @@ class RagDataModule(LightningDataModule):
         return self._loader("train", self.batch_size, order)
 
     def estimate_dataloader(self) -> StatefulDataLoader:
-        """Every training query once, in order: what an estimate pass reads."""
-        return self._loader("train", self.eval_batch_size)
+        """Every training query once, in order, all in each process: what an estimate pass reads."""
+        return self._loader("train", self.eval_batch_size, shared=False)
+
+    def whole_dataloader(self, split: SplitName) -> StatefulDataLoader:
+        """The queries of a split, in order, all in each process."""
+        return self._loader(split, self.eval_batch_size, shared=False)
 
     def val_dataloader(self) -> StatefulDataLoader:
-        """Validation queries, in order."""
+        """Validation queries, in order; each process gets its part of a batch."""
         return self._loader("validation", self.eval_batch_size)
 
     def test_dataloader(self) -> StatefulDataLoader:
-        """Test queries, in order."""
+        """Test queries, in order; each process gets its part of a batch."""
         return self._loader("test", self.eval_batch_size)
 
     def predict_dataloader(self) -> StatefulDataLoader:
-        """Queries of `predict_split`, in order."""
+        """Queries of `predict_split`, in order; each process gets its part of a batch."""
         return self._loader(self.predict_split, self.eval_batch_size)
 
     def _loader(
-        self, split: SplitName, batch_size: int, sampler: EpochOrder | None = None
+        self,
+        split: SplitName,
+        batch_size: int,
+        sampler: EpochOrder | None = None,
+        *,
+        shared: bool = True,
     ) -> StatefulDataLoader:
         queries = self.queries(split)
         if not queries.instances:
             raise UserError(f"the {split} split of data set {self.name!r} is empty")
+        rank, world = self.place if shared else (0, 1)
+        # All processes count the same whole batches, and only the queries of the own part are
+        # looked up: so the loader's place in an epoch, which a checkpoint keeps, is that of any
+        # number of processes.
         return StatefulDataLoader(
             _Rows(len(queries.instances)),
             batch_size=batch_size,
             sampler=sampler,
-            collate_fn=queries.batch,
+            collate_fn=partial(queries.share, rank=rank, world=world),
             num_workers=0,  # backbones tokenise; a batch here is a few look-ups
         )

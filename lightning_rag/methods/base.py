@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, FSDPStrategy, Strategy
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
@@ -18,6 +19,7 @@ from lightning_rag.backbones.factory import build_generator
 from lightning_rag.backbones.generator import Generator
 from lightning_rag.data.datamodule import RagDataModule
 from lightning_rag.errors import UserError
+from lightning_rag.functional.processes import process_count, query_mean, shared_mean, summed
 from lightning_rag.methods.optimization import OptimizerConfig
 from lightning_rag.methods.phase import Bank, Phase, check_schedule
 from lightning_rag.types import (
@@ -42,6 +44,10 @@ class Method(LightningModule, ABC):
 
     A method names its parameter groups (`groups`), lists its `phases`, and says what it retrieves
     (`retrieve`); the default answer puts the retrieved passages into the generator's prompt.
+
+    Several processes each get a part of every batch, and DistributedDataParallel averages their
+    gradients. A loss, and each of its terms, is therefore such that its mean over the processes is
+    what one process finds for the whole batch: `functional.processes.shared_mean` makes it so.
 
     Args:
         generator: the model that writes the answer.
@@ -159,10 +165,11 @@ class Method(LightningModule, ABC):
 
     def setup(self, stage: str) -> None:
         """Lightning's hook: attach the trainer's data module."""
-        if self.trainer.world_size > 1:
+        if self.trainer.world_size > 1 and not _data_parallel(self.trainer.strategy):
             raise UserError(
-                f"{self.trainer.world_size} processes were asked for (trainer.devices, "
-                "trainer.num_nodes); legal for now: 1"
+                f"trainer.strategy is {type(self.trainer.strategy).__name__} for "
+                f"{self.trainer.world_size} processes (trainer.devices, trainer.num_nodes); legal: "
+                "auto, ddp or ddp_find_unused_parameters_true: each process holds the whole models"
             )
         self.attach(self.trainer.datamodule)  # type: ignore[attr-defined]
 
@@ -192,7 +199,7 @@ class Method(LightningModule, ABC):
             soft_prompt=retrieved.soft_prompt,
             reduction="mean",
         )
-        return LossTerms(total=-log_p.mean())
+        return LossTerms(total=-shared_mean(log_p, counts=not batch.idle))
 
     def generator_phase(self, epochs: int, patience: int | None) -> Phase:
         """Return the phase that trains the generator alone, by its loss."""
@@ -234,13 +241,18 @@ class Method(LightningModule, ABC):
     def on_train_batch_start(self, batch: RagBatch, batch_idx: int) -> int | None:
         """Draw the step's randomness from (seed, step) alone, so that a resumed run repeats it.
 
+        Of several processes each draws its own, by its rank too; the first draws as one would.
+
         Returns -1, Lightning's word for leaving the epoch, if the last phase has just ended, or no
         further one can begin.
         """
         if self.finished or self.stopped:
             return -1
         # Batches whose gradients are accumulated share a step, and must not share their dropout.
-        torch.manual_seed((self.data.seed * 1_000_003 + self.global_step) * 1_000_003 + batch_idx)
+        seed = (self.data.seed * 1_000_003 + self.global_step) * 1_000_003 + batch_idx
+        if self.global_rank:
+            seed = (seed + self.global_rank * 0x9E3779B97F4A7C15) % 2**64
+        torch.manual_seed(seed)
         return None
 
     def training_step(self, batch: RagBatch, batch_idx: int) -> Tensor:
@@ -253,8 +265,10 @@ class Method(LightningModule, ABC):
                 f"{self.global_step} (queries {ids}, …); {DIVERGED}"
             )
         size = len(batch.instances)
-        self.log("train/loss", loss.total, prog_bar=True, batch_size=size)
-        self.log_dict({f"train/{k}": v for k, v in loss.terms.items()}, batch_size=size)
+        # The terms are such that the mean over the processes is that of one process.
+        self.log("train/loss", loss.total, prog_bar=True, batch_size=size, sync_dist=True)
+        terms = {f"train/{name}": value for name, value in loss.terms.items()}
+        self.log_dict(terms, batch_size=size, sync_dist=True)
         return loss.total
 
     @property
@@ -265,15 +279,30 @@ class Method(LightningModule, ABC):
     def validation_step(self, batch: RagBatch, batch_idx: int) -> Evaluated | None:
         """Lightning's hook: predictions for the callbacks, or the phase's figures; its loss."""
         if self.phase.monitor == "loss":
-            size = len(batch.instances)
-            self.log("val/loss", self.phase.loss(batch).total, batch_size=size)
+            # Each process has a part of the whole batch, which all count by its size.
+            queries = int(summed(torch.tensor(batch.counted, device=self.device)))
+            loss = summed(self.phase.loss(batch).total) / process_count()
+            self.log("val/loss", loss, batch_size=queries)
         if self.phase.validate is None or not self.judges_itself:
             return self._evaluation_step(batch)
         for name, values in self.phase.validate(batch).items():
-            known = values[~values.isnan()]
-            if len(known):
-                self.log(f"val/{name}", known.mean(), batch_size=len(known), prog_bar=True)
+            self.log_queries(f"val/{name}", values, batch, prog_bar=True)
         return None
+
+    def log_queries(
+        self, name: str, values: Tensor, batch: RagBatch, *, prog_bar: bool = False
+    ) -> None:
+        """Log the mean of a figure over the queries of an evaluation, those of all processes.
+
+        Args:
+            name: with its stage.
+            values: (B,), NaN for queries that have none.
+            batch: the queries.
+            prog_bar: show it beside the progress bar too.
+        """
+        mean, known = query_mean(values, counts=not batch.idle)
+        if known:  # all processes log, or none
+            self.log(name, mean, batch_size=known, prog_bar=prog_bar, on_step=False, on_epoch=True)
 
     def test_step(self, batch: RagBatch, batch_idx: int) -> Evaluated:
         """Lightning's hook: predictions for the callbacks."""
@@ -427,6 +456,13 @@ def _check_weights(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor], whe
         came, expected = tuple(theirs[key].shape), tuple(weight.shape)
         if came != expected and not key.endswith("_extra_state"):  # bytes, of any length
             raise UserError(f"{where}: {key} has shape {came}, the model's has {expected}{change}")
+
+
+def _data_parallel(strategy: Strategy) -> bool:
+    """Whether every process holds all weights, so that any of them can be read and loaded."""
+    return isinstance(strategy, DDPStrategy) and not isinstance(
+        strategy, FSDPStrategy | DeepSpeedStrategy
+    )
 
 
 def as_method(module: LightningModule) -> Method:

@@ -14,6 +14,7 @@ from lightning_rag.backbones.config import EncoderConfig, GeneratorConfig
 from lightning_rag.data.splits import subset
 from lightning_rag.data.teacher_lists import read_teacher_lists
 from lightning_rag.errors import UserError
+from lightning_rag.functional.processes import query_mean, shared_mean, shared_ratio
 from lightning_rag.methods.base import Method
 from lightning_rag.methods.optimization import OptimizerConfig
 from lightning_rag.methods.phase import Phase
@@ -275,7 +276,8 @@ class Dro(Method):
         batch = self._training_candidates(batch)
         taught = {row: self._taught(batch, row) for row in range(len(batch.instances))}
         taught = {row: columns for row, columns in taught.items() if len(columns)}
-        selector = torch.zeros((), device=self.device)
+        counts = not batch.idle
+        selector = torch.zeros(0, device=self.device)
         if taught:
             offer = self._offer(batch)
             queries = [offer.queries[row] for row in taught]
@@ -292,7 +294,12 @@ class Dro(Method):
         log_likelihood = self.generator.log_likelihood(
             prompts, targets, reduction=self.weighting.reduction
         )
-        return _sum({"selector": selector.mean(), "generator": -log_likelihood.mean()})
+        return _sum(
+            {
+                "selector": shared_mean(selector.flatten(), counts=counts),
+                "generator": -shared_mean(log_likelihood, counts=counts),
+            }
+        )
 
     def estimate(self, batch: RagBatch) -> dict[str, Tensor]:
         """Draw S lists of each query, score and weigh them (E-step, Eqs. 6, 7 and 19)."""
@@ -348,7 +355,8 @@ class Dro(Method):
             selector_weights = weights - selector_baseline(self.weighting.kind, weights)
         loss = self._weighted(batch, samples.positions, weights, selector_weights)
         found = figures(samples)
-        loss.terms |= {name: found[name].nanmean() for name in ("ess", "distinct")}
+        for name in ("ess", "distinct"):
+            loss.terms[name], _ = query_mean(found[name], counts=not batch.idle)
         return loss
 
     def _weighted(
@@ -358,11 +366,10 @@ class Dro(Method):
 
         The sum over a query's lists is not divided by S: the weights have that in them (A7).
         """
-        terms = {}
-        size = len(batch.instances)
+        terms, size = {}, batch.counted
         if "selector" in self.phase.trains:
             log_prob = self.selector.log_prob(self._offer(batch), positions)  # (B, S)
-            terms["selector"] = -(selector_weights * log_prob).sum() / size
+            terms["selector"] = -shared_ratio((selector_weights * log_prob).sum(), size)
         if "generator" in self.phase.trains:
             # Lists without weight, such as those merged with an equal one, are not read.
             counted = weights.nonzero()  # (C, 2) query and sample
@@ -372,7 +379,7 @@ class Dro(Method):
                 *self._pairs(batch, positions, counted), reduction=self.weighting.reduction
             )
             counts = weights[counted[:, 0], counted[:, 1]]  # (C,)
-            terms["generator"] = -(counts * log_p).sum() / size
+            terms["generator"] = -shared_ratio((counts * log_p).sum(), size)
         return _sum(terms)
 
     def _sample(self, batch: RagBatch) -> PermutationSamples:
@@ -405,7 +412,7 @@ class Dro(Method):
             size = len(batch.instances)
             stage = "test" if self.trainer.testing else "val"
             share = (self.selector.mended - before) / size
-            self.log(f"{stage}/mended_lists", share, batch_size=size)
+            self.log_queries(f"{stage}/mended_lists", torch.full((size,), share), batch)
         return predicted
 
     def prompts(self, batch: RagBatch, retrieved: Retrieved) -> list[Prompt]:

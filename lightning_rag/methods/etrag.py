@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from lightning_rag.backbones.config import EncoderConfig, GeneratorConfig
 from lightning_rag.data.store import exclusions
 from lightning_rag.errors import UserError
+from lightning_rag.functional.contrastive import gather
+from lightning_rag.functional.processes import from_first, query_mean
 from lightning_rag.functional.soft_knn import (
     soft_knn_weights,
     soft_neighbours,
@@ -286,7 +288,7 @@ class Etrag(Method):
             if self.learned_temperature:
                 loss.terms["temperature"] = self.projection.temperature.detach()
             entropy = torch.special.entr(retrieved.weights[:, 0].detach()).sum(dim=-1)  # (B,)
-            loss.terms["perplexity"] = entropy.exp().mean()
+            loss.terms["perplexity"], _ = query_mean(entropy.exp(), counts=not batch.idle)
         return loss
 
     def prompts(self, batch: RagBatch, retrieved: Retrieved) -> list[Prompt]:
@@ -316,7 +318,9 @@ class Etrag(Method):
         weights = None
         if self.selection == "random":
             # A query's draw: in training the step's, in evaluation always the same.
-            base = int(torch.randint(2**40, ())) if self.training else self.data.seed * 1_000_003
+            base = self.data.seed * 1_000_003
+            if self.training:
+                base = int(from_first(torch.randint(2**40, ()).to(self.device)))
             positions = random_columns(
                 scores.detach(), k, [base + row for row in batch.rows.tolist()]
             )
@@ -342,9 +346,7 @@ class Etrag(Method):
         if self.candidates == "first_stage":  # the database is the store, in its order
             places = batch.candidate_ids[:, : self.pool_size]
         elif self.training:
-            nearest = self.candidates == "nearest"
-            ranked = self._nearest(batch, queries, size) if nearest else queries.new_zeros(1, 0)
-            pool = shared_pool(ranked, len(self.database), size, self.replaced)
+            pool = self._pool(batch, queries, size)
             return pool.expand(len(queries), -1), self.retriever.instances(self._texts(pool))
         elif self.evaluation_pool is None:
             everything = torch.arange(len(self.database), device=queries.device)
@@ -355,6 +357,15 @@ class Etrag(Method):
             return places, self._fresh_index()[places.clamp(min=0)]
         distinct, inverse = torch.unique(places.clamp(min=0), return_inverse=True)
         return places, self.retriever.instances(self._texts(distinct))[inverse]
+
+    def _pool(self, batch: RagBatch, queries: Tensor, size: int) -> Tensor:
+        """Return the places (N,) that all queries of a batch share, those of all processes."""
+        ranked = queries.new_zeros(1, 0)
+        if self.candidates == "nearest":
+            own = self._nearest(batch, queries, size)  # (B, N)
+            ranked = gather(own[: batch.counted])
+        # What is random differs between the processes; the first one's pool is everybody's.
+        return from_first(shared_pool(ranked, len(self.database), size, self.replaced))
 
     def _nearest(self, batch: RagBatch, queries: Tensor, size: int) -> Tensor:
         """Return the places (B, size) of the nearest by the index that a query may have."""

@@ -25,6 +25,7 @@ from lightning_rag.functional.contrastive import (
     own_scores,
 )
 from lightning_rag.functional.distillation import kl_distillation
+from lightning_rag.functional.processes import shared_mean
 from lightning_rag.methods.base import Method, first_stage_choice, nothing_retrieved
 from lightning_rag.methods.candidate_scores import Preferences, reward_scores, tagged_pairs
 from lightning_rag.methods.demonstrations import Choice, choose_passages, false_negatives
@@ -337,7 +338,8 @@ class Ruie(Method):
         rehearsed = self.trainer.fast_dev_run  # type: ignore[attr-defined]
         if self.preferences_to is not None and "preference" in rows and not rehearsed:
             queries, path = self.data.queries("train"), Path(self.preferences_to).expanduser()
-            write_preferences(path, queries, self.data.store, rows["preference"])
+            if self.global_rank == 0:
+                write_preferences(path, queries, self.data.store, rows["preference"])
         return summary(rows, self.data.splits.train, self.positives)
 
     def rewards(self, batch: RagBatch, wanted: Tensor) -> Tensor:
@@ -356,12 +358,16 @@ class Ruie(Method):
         if not rows:  # any pair: with a weight of 0, for the backward pass
             owners, rows = [0], [0]
         logits = self.reward(*self._pairs(batch, owners, rows))  # (C,)
-        if not usable.any():
-            return self._terms(logits.sum() * 0, usable, {})
         table = torch.full(there.shape, -torch.inf, device=logits.device)
         table = table.index_put(there.nonzero(as_tuple=True), logits)[usable]  # (U, P)
+        # The mean over the usable queries of all processes; one that has none takes part in the
+        # backward pass of the others.
+        losses = listwise_cross_entropy(table) if len(table) else 0 * logits.sum().flatten()
+        total = shared_mean(losses, counts=len(table) > 0)
         first = (table.argmax(dim=1) == 0).float()
-        return self._terms(listwise_cross_entropy(table).mean(), usable, {"accuracy": first.mean()})
+        terms = {"accuracy": shared_mean(first)}
+        left_out = shared_mean(1 - usable.float(), counts=not batch.idle)
+        return self._terms(total, {**terms, "left_out": left_out})
 
     def distil_loss(self, batch: RagBatch) -> LossTerms:
         """InfoNCE over all processes' passages, and KL to the teacher (spec section 8)."""
@@ -397,7 +403,8 @@ class Ruie(Method):
         total = total + self.distillation_weight * terms["distillation"]
         first = student.masked_fill(~there, -torch.inf).argmax(dim=1) == 0
         terms["accuracy"] = (weights * first).sum()
-        return self._terms(total, usable, terms)
+        counted = gather(batch.rows.new_full(batch.rows.shape, not batch.idle, dtype=torch.bool))
+        return self._terms(total, {**terms, "left_out": 1 - usable[counted].float().mean()})
 
     def reader_loss(self, batch: RagBatch) -> LossTerms:
         """Mean token NLL of the answer given the retriever's passages."""
@@ -414,9 +421,12 @@ class Ruie(Method):
         if name == "reward" and not self.penalize_reward:
             penalty = 0.0
         other = off_task(batch, self.data.store)
+        scores = penalised(scores, other, penalty, self.positives)
+        if batch.idle:
+            scores = torch.full_like(scores, torch.nan)  # nothing to learn from
         return choose_passages(
             batch,
-            penalised(scores, other, penalty, self.positives),
+            scores,
             size=size,
             positives=self.positives,
             negatives=self.negatives,
@@ -425,9 +435,8 @@ class Ruie(Method):
             store_size=len(self.data.store),
         )
 
-    def _terms(self, total: Tensor, usable: Tensor, terms: Mapping[str, Tensor]) -> LossTerms:
-        kept = {name: value.detach() for name, value in terms.items()}
-        return LossTerms(total, {**kept, "left_out": 1 - usable.float().mean()})
+    def _terms(self, total: Tensor, terms: Mapping[str, Tensor]) -> LossTerms:
+        return LossTerms(total, {name: value.detach() for name, value in terms.items()})
 
     # --- validation without answers
 

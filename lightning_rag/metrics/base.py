@@ -81,6 +81,11 @@ class CountedMetric(Metric):
         new = torch.frombuffer(bytearray(line), dtype=torch.uint8).to(self.device)
         cast(list[Tensor], getattr(self, self._lines)).append(new)
 
+    def take_part(self) -> None:
+        """Count nothing: of several processes one may have no query, and is asked for its state."""
+        line = torch.frombuffer(bytearray(b"[0, {}]\n"), dtype=torch.uint8).to(self.device)
+        cast(list[Tensor], getattr(self, self._lines)).append(line)
+
     def rows(self) -> dict[str, list[Count]]:
         """Return what all queries so far added to each figure, None where a query does not count.
 
