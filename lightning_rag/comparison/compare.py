@@ -94,7 +94,8 @@ def _collector_at_rest() -> Iterator[None]:
 def write(report: Report, output: Path) -> None:
     """Write a report in every form, in place of a former one.
 
-    Everything is written beside the folder first: a report is there complete or not at all.
+    Everything is written beside the folder first, and its parts put in place when all are there:
+    what cannot be written costs no former report.
     """
     svgs = {plot.name: svg(plot.figure) for part in report.sections for plot in part.plots}
     temporary = output.absolute().with_name(f".{output.name}.{os.getpid()}.tmp")
@@ -162,10 +163,10 @@ def _table_json(table: Table) -> dict[str, Json]:
 def _replace(new: Path, old: Path) -> None:
     if old.is_dir():
         shutil.rmtree(old)
-    else:
-        old.unlink(missing_ok=True)
-    if new.exists():  # a report without plots has no folder of them
+    if new.exists():
         os.replace(new, old)
+    else:  # a report without plots has no folder of them
+        old.unlink(missing_ok=True)
 
 
 def _check_output(output: Path) -> None:

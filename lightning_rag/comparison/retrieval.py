@@ -237,8 +237,10 @@ def _sides(runs: Sequence[Found]) -> tuple[dict[str, float], dict[str, float]]:
 def _paragraphs(systems: Sequence[System], found: Mapping[str, Sequence[Found]]) -> list[str]:
     said = [
         "“Before” is the order of the first stage, “after” that of the method, both as far as they "
-        "were recorded (50 passages at most). A query for which no relevant passage was found "
-        "counts with 0. All figures are means over queries, then over seeds."
+        "were recorded: 50 passages at most, and no more than the method was offered. So mrr and "
+        "moves of methods that were offered different numbers do not compare. A query for which no "
+        "relevant passage was found counts with 0. All figures are means over queries, then over "
+        "seeds."
     ]
     same = [name for name, runs in found.items() if _rbo(runs) >= SAME]
     if same:

@@ -6,6 +6,7 @@ import csv
 import gc
 import io
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from lightning_rag import cli
+from lightning_rag.comparison import compare as made
 
 TESTS = Path(__file__).resolve().parents[1]
 CONFIGS, SMALL = TESTS.parent / "configs", TESTS / "small.yaml"
@@ -105,6 +107,25 @@ def test_equal_runs_give_an_equal_report_and_replace_the_former(compare, three_s
     assert compare(three_seeds)[0] == 0
     assert contents(tmp_path / "report") == {**first, "notes.txt": b"mine"}
     assert not stale.exists()
+
+
+def test_a_report_that_was_cut_short_can_be_made_again(write_run, tmp_path, monkeypatch):
+    """The file by which a folder is known as a report's is never gone, not even for a moment."""
+    run, output, replace = write_run(), tmp_path / "report", os.replace
+    made.compare([run], output, resamples=9)
+
+    def fail(new, old):
+        if Path(old) == output / "comparison.json":
+            raise OSError("killed here")
+        replace(new, old)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "replace", fail)
+        with pytest.raises(OSError, match="killed here"):
+            made.compare([run], output, resamples=9)
+    assert (output / "comparison.json").is_file()
+    assert not [path for path in tmp_path.iterdir() if path.name.endswith(".tmp")]
+    made.compare([run], output, resamples=9)
 
 
 def test_one_seed_only_says_what_cannot_be_tested(compare, write_run, tmp_path):
