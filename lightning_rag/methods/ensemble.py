@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lightning_rag.backbones.config import GeneratorConfig
 from lightning_rag.errors import UserError
+from lightning_rag.functional.processes import shared_mean
 from lightning_rag.methods.base import Method, first_stage_choice
 from lightning_rag.methods.optimization import OptimizerConfig
 from lightning_rag.methods.phase import Phase
@@ -75,7 +76,7 @@ class Ensemble(Method):
             self.alone(batch, retrieved), [target for target in targets for _ in range(self.k)]
         )
         joint = self.log_weights(retrieved) + log_p.view(-1, self.k)  # (B, K)
-        return LossTerms(total=-joint.logsumexp(dim=1).mean())
+        return LossTerms(total=-shared_mean(joint.logsumexp(dim=1), counts=not batch.idle))
 
     def answer(self, batch: RagBatch, retrieved: Retrieved) -> list[str]:
         """Return the answer to each query that is most likely under the mixture."""
