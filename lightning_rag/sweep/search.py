@@ -100,7 +100,8 @@ class Study:
         asked = {trial.number: self.settings(trial.params) for trial in open_}
         executor = self._file.executor
         processes = executor.processes if isinstance(executor, Local) else ON_CLUSTERS
-        left = self.trials - self.done - len(self._trials("RUNNING"))
+        # FAIL is what Optuna calls a trial that ended without a number.
+        left = self.trials - self.done - len(self._trials("RUNNING")) - len(self._trials("FAIL"))
         for _ in range(min(left, (self.search.at_once or processes) - len(asked))):
             self._propose()
             trial = self.study.ask(fixed_distributions=self._distributions())
@@ -122,13 +123,22 @@ class Study:
         return runs
 
     def tell(self, number: int, runs: Sequence[PlannedRun], finished: set[str]) -> None:
-        """Take the result of a trial; one that failed is tried again by the next sweep."""
+        """Take the result of a trial; one that failed is tried again by the next sweep.
+
+        One that diverged, whose metric is no number, has been tried, and is never the best.
+        """
+        import optuna
+
         own = [run for run in runs if not run.evaluate]
         if any(run.name not in finished for run in own):
             self._given_up.add(number)
             return
         values = [self._value(run) for run in own]
-        self.study.tell(number, sum(values) / len(values))
+        mean = sum(values) / len(values)
+        if math.isfinite(mean):
+            self.study.tell(number, mean)
+        else:
+            self.study.tell(number, state=optuna.trial.TrialState.FAIL)
 
     def settings(self, params: Mapping[str, object]) -> Settings:
         """Return Optuna's parameters as settings: values of a list travel as JSON."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -257,6 +258,20 @@ class TestFailures:
         found = search(opened(sampler="grid", trials=None, space=space), again)
         assert [value(run, "model.k") for run in again.made] == [2]
         assert found == {"a": {"model.k": 2}}
+
+    @pytest.mark.parametrize("sampler", ["grid", "random"])
+    def test_one_that_diverges_counts_as_tried(self, opened: Open, sampler: str) -> None:
+        """Its figure is no number: it is not the best, and is not tried for ever."""
+        trainer = Trainer(lambda run: math.nan if value(run, "model.k") != 1 else 0.5)
+        again = Trainer(trainer.score)
+        space = {"model.k": [1, 2, 3]}
+        for one in (trainer, again):
+            found = search(opened(sampler=sampler, trials=3, at_once=3, space=space), one)
+        assert sum(map(len, trainer.rounds)) <= 3
+        assert again.made == []
+        assert found in ({"a": {"model.k": 1}}, {})
+        if sampler == "grid":
+            assert found
 
     def test_none_finishes(self, opened: Open) -> None:
         trainer = Trainer(fails=lambda run: True)
