@@ -22,21 +22,21 @@ UNKNOWN = re.compile(r"\\([~$=])")
 def write(report: Report, folder: Path) -> None:
     """Write the report into `folder`, which TensorBoard shows as a run of the folder's name.
 
-    The images page has `<section>/<plot>`. The text page has `report`, what stands at the top,
-    and for each section `<section>/about`, `<section>/<table>` and `<section>/cards`, as far as it
-    has them.
+    The images page has `comparison/<section>/<plot>`. The text page has `comparison/report`, what
+    stands at the top, and of each section `comparison/<section>/about`, `…/<table>` and `…/cards`,
+    as far as it has them.
 
     Args:
         report: what is written.
         folder: a new folder, or one without events of TensorBoard.
     """
     with SummaryWriter(str(folder)) as writer:
-        writer.add_text("report", _shown(_front(report)))
+        writer.add_text("comparison/report", _shown(_front(report)))
         for section in report.sections:
             for name, text in _texts(section).items():
-                writer.add_text(f"{section.name}/{name}", _shown(text))
+                writer.add_text(f"comparison/{section.name}/{name}", _shown(text))
             for plot in section.plots:
-                name = f"{section.name}/{plot.name}"
+                name = f"comparison/{section.name}/{plot.name}"
                 writer.add_image(name, pixels(plot.figure), dataformats="HWC")
 
 

@@ -58,7 +58,7 @@ def page(events: EventAccumulator, tag: str) -> str:
         # TensorBoard's copy of bleach warns of its own copy of html5lib.
         warnings.simplefilter("ignore", DeprecationWarning)
         from tensorboard.plugin_util import markdown_to_safe_html
-    (event,) = events.Tensors(f"{tag}/text_summary")
+    (event,) = events.Tensors(f"comparison/{tag}/text_summary")
     html: str = markdown_to_safe_html(event.tensor_proto.string_val[0])
     return html
 
@@ -69,9 +69,11 @@ def read(html: str) -> str:
 
 
 def test_pages(events: EventAccumulator) -> None:
-    tags = {tag.removesuffix("/text_summary") for tag in events.Tags()["tensors"]}
+    paths = [tag.removesuffix("/text_summary") for tag in events.Tags()["tensors"]]
+    assert all(path.startswith("comparison/") for path in paths)
+    tags = {path.removeprefix("comparison/") for path in paths}
     assert tags == {"report", "quality/about", "quality/means", "examples/cards"}
-    assert events.Tags()["images"] == ["quality/dots"]
+    assert events.Tags()["images"] == ["comparison/quality/dots"]
 
 
 def test_what_stands_at_the_top(events: EventAccumulator) -> None:
@@ -106,7 +108,7 @@ def test_data_is_no_markup(events: EventAccumulator) -> None:
 
 
 def test_a_plot(events: EventAccumulator) -> None:
-    (event,) = events.Images("quality/dots")
+    (event,) = events.Images("comparison/quality/dots")
     image = imread(io.BytesIO(event.encoded_image_string), format="png")
     assert image.shape[:2] == (150, 300)
     assert image[75, 75, :3].tolist() == [1, 0, 0]
@@ -124,4 +126,4 @@ def test_a_report_of_nothing(tmp_path: Path) -> None:
     write(Report("Nothing", (), (), ()), tmp_path / "board")
     found = EventAccumulator(str(tmp_path / "board"))
     found.Reload()
-    assert found.Tags()["tensors"] == ["report/text_summary"]
+    assert found.Tags()["tensors"] == ["comparison/report/text_summary"]
