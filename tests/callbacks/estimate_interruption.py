@@ -24,29 +24,39 @@ class Watch(Callback):
         phase: in whose estimate the run ends; "" = in none.
         batch: before which batch, counted from 0 among those that this process computes.
         signal: what this process is sent then, as by a power cut; None = it raises an error.
+        rank: of several processes the one that ends.
     """
 
     def __init__(
-        self, record: Path, phase: str = "", batch: int = 0, signal: int | None = None
+        self,
+        record: Path,
+        phase: str = "",
+        batch: int = 0,
+        signal: int | None = None,
+        rank: int = 0,
     ) -> None:
         self.record = record
         self.phase = phase
         self.batch = batch
         self.signal = signal
+        self.rank = rank
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        phase_of_end = self.phase if trainer.global_rank == self.rank else ""
         (schedule,) = [c for c in trainer.callbacks if isinstance(c, PhaseSchedule)]
         schedule.shard_seconds = 0.0
         for phase in as_method(pl_module).schedule:
             if phase.estimate is not None:
-                phase.estimate = self._watched(phase.name, phase.estimate)
+                phase.estimate = self._watched(
+                    phase.name, phase.estimate, ends=phase.name == phase_of_end
+                )
 
-    def _watched(self, phase: str, estimate: Estimate) -> Estimate:
+    def _watched(self, phase: str, estimate: Estimate, *, ends: bool) -> Estimate:
         computed = 0
 
         def watched(batch: RagBatch) -> dict[str, Tensor]:
             nonlocal computed
-            if phase == self.phase and computed == self.batch:
+            if ends and computed == self.batch:
                 if self.signal is None:
                     raise RuntimeError("ended within an estimate")
                 os.kill(os.getpid(), self.signal)
