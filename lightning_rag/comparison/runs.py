@@ -132,8 +132,9 @@ def read(folder: Path) -> Run:
 def systems(runs: Sequence[Run]) -> list[System]:
     """Group runs that differ in their seed alone, in the order in which they come.
 
-    A system is called by its method, with the variant behind it where that is not "default", and
-    with the experiment before it where two systems would have the same name otherwise.
+    A system is called by its method, with the variant behind it where that is not "default", or by
+    a variant that begins with the method's name, as a sweep's do; and with the experiment before it
+    where two systems would have the same name otherwise.
 
     Raises:
         UserError: two runs of one system have the same seed.
@@ -152,10 +153,16 @@ def systems(runs: Sequence[Run]) -> list[System]:
                     f"{data}, {method}, {variant}, seed {one.seed}; give one of them alone, or "
                     "train with another --variant or --experiment"
                 )
-        name = method if variant == "default" else f"{method}/{variant}"
-        rivals = [k for k in groups if k[2:] == (method, variant)]
+        name = _name(method, variant)
+        rivals = [key for key in groups if _name(*key[2:]) == name]
         found.append(System(f"{experiment}/{name}" if len(rivals) > 1 else name, tuple(members)))
     return found
+
+
+def _name(method: str, variant: str) -> str:
+    if re.sub("[^a-z0-9]", "", variant.lower()).startswith(method):
+        return variant
+    return method if variant == "default" else f"{method}/{variant}"
 
 
 def _natural(path: Path) -> list[tuple[int, str]]:

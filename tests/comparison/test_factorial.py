@@ -107,7 +107,7 @@ def test_controls_may_be_of_another_method(compared):
     )
     (found,) = factorial.squares(built)
     assert found.missing == ()
-    assert found.name == "ruie/ruie"
+    assert found.name == "ruie"
 
 
 def test_a_method_that_freezes_its_generator_is_that_cell(compared):
@@ -121,7 +121,7 @@ def test_a_method_that_freezes_its_generator_is_that_cell(compared):
     rates = dict(zip(trained, (0.5, 0.9, 0.6, 0.45), strict=True))
     built = compared(*(("Ruie", *one) for one in rates.items()), trained=trained)
     (found,) = factorial.squares(built)
-    assert found.name == "ruie/ruie"
+    assert found.name == "ruie"
     assert found.missing == ()
     assert [(cell, system.runs[0].variant) for cell, system in found.cells.items()] == [
         (factorial.TT, "ruie-trained-both"),
@@ -132,7 +132,7 @@ def test_a_method_that_freezes_its_generator_is_that_cell(compared):
     assert (
         section(built)
         .summary[0]
-        .startswith("Interaction of training retriever and generator, ruie/ruie")
+        .startswith("Interaction of training retriever and generator, ruie")
     )
     (found,) = factorial.squares(built[:1] + built[2:])
     assert found.missing == (factorial.TT,)

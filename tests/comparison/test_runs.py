@@ -140,12 +140,16 @@ def test_bytes_that_are_no_text_are_refused(write_run):
 def test_systems_are_runs_that_differ_in_their_seed(write_run):
     runs = [
         read(write_run(method, variant, seed))
-        for method, variant in (("Rag4re", "k=3"), ("NoRetrieval", "default"))
+        for method, variant in (
+            ("Rag4re", "k=3"),
+            ("NoRetrieval", "default"),
+            ("NoRetrieval", "no_retrieval-long"),
+        )
         for seed in (10, 2)
     ]
     found = systems(runs)
-    assert [system.name for system in found] == ["rag4re/k=3", "noretrieval"]
-    assert [system.seeds for system in found] == [(2, 10), (2, 10)]
+    assert [system.name for system in found] == ["rag4re/k=3", "noretrieval", "no_retrieval-long"]
+    assert [system.seeds for system in found] == [(2, 10)] * 3
 
 
 def test_systems_of_two_experiments_are_told_apart(write_run):
