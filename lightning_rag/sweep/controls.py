@@ -81,7 +81,8 @@ class Shared:
 def with_controls(file: SweepFile) -> SweepFile:
     """Return a sweep with the controls of its systems behind them.
 
-    A control whose name a system of the file has is left to that one.
+    A control whose name a system of the file has is left to that one; it is a cell then itself, and
+    has no cells of its own.
 
     Args:
         file: the sweep.
@@ -93,8 +94,9 @@ def with_controls(file: SweepFile) -> SweepFile:
     folder = find(FOLDER, file.path)
     methods = {one.method: one for one in _of_methods(folder)}
     systems, names = [*file.systems], {system.name for system in file.systems}
+    own_cells = {f"{name}-{cell}" for name in names for cell in CELLS}
     for system in file.systems:
-        if not system.train:
+        if not system.train or system.name in own_cells:
             continue
         method = setting(file, system, "model.class_path")
         if method not in methods:
@@ -162,8 +164,9 @@ def _flat(settings: Mapping[str, Json], above: str = "") -> Iterator[tuple[str, 
 
 def _cells(file: SweepFile, system: System, controls: Controls) -> Iterator[System]:
     """Return a system as the other cells of its 2 x 2."""
-    for name, reason in controls.missing.items():
-        log.info("%s has no control %s: %s", system.name, name, reason)
+    if controls.cells:  # without any, the method has no 2 x 2 at all
+        for name, reason in controls.missing.items():
+            log.info("%s has no control %s: %s", system.name, name, reason)
     for name, ways in controls.cells.items():
         for way in ways:
             if all(setting(file, system, key) == value for key, value in way.when.items()):

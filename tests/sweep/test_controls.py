@@ -143,6 +143,8 @@ def test_a_system_of_the_file_takes_the_place_of_a_control(make: Make) -> None:
     assert len(set(names)) == len(names)
     assert named(with_controls(file))["etrag-frozen-both"] == file.systems[1]
     assert named(with_controls(file))["rag4re-oracle"] == file.systems[2]
+    # It is a cell, and has none itself.
+    assert not [name for name in names if name.startswith("etrag-frozen-both-")]
 
 
 def test_what_trains_nothing_has_no_controls(make: Make) -> None:
