@@ -14,7 +14,7 @@ from torch.utils.tensorboard.writer import SummaryWriter
 from lightning_rag.comparison.markdown import card_markdown, escaped, table_markdown
 from lightning_rag.comparison.section import Report, Section
 
-DPI = 110  # so that a page of usual width shows a figure at its own size
+DPI = 96  # so that a page of usual width shows a figure at its own size
 # What `escaped` writes for GitHub, and TensorBoard's Markdown does not know as an escape.
 UNKNOWN = re.compile(r"\\([~$=])")
 

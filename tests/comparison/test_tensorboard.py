@@ -110,9 +110,9 @@ def test_data_is_no_markup(events: EventAccumulator) -> None:
 def test_a_plot(events: EventAccumulator) -> None:
     (event,) = events.Images("comparison/quality/dots")
     image = imread(io.BytesIO(event.encoded_image_string), format="png")
-    assert image.shape[:2] == (110, 220)
-    assert image[55, 55, :3].tolist() == [1, 0, 0]
-    assert image[55, 165, :3].tolist() == [1, 1, 1]
+    assert image.shape[:2] == (96, 192)
+    assert image[48, 48, :3].tolist() == [1, 0, 0]
+    assert image[48, 144, :3].tolist() == [1, 1, 1]
 
 
 def test_the_figure_stays_as_it_is() -> None:
