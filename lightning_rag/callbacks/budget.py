@@ -67,7 +67,8 @@ class Budget(Callback):
 
     `summary.json` says under `stopped_by` what ended the training: a limit's name, "phases" (it ran
     to its end or to its patience's), "max_epochs", "max_steps", or "trainer" (`max_time`, or
-    another callback); and under `budget` the limits, what was spent, and where training stood.
+    another callback); and under `budget` the limits, what was spent, the last step, and the phase
+    in which training was cut (null where it was not).
 
     A run that was cut can go on with a larger budget (`--ckpt_path last`). The epoch that it was
     cut in does not count: a whole one takes its place. So the run is not the same, to the bit, as
@@ -150,7 +151,7 @@ class Budget(Callback):
         """Return what ended the training, and what it had cost by then, for `summary.json`."""
         spent: dict[str, Json] = dict(_spent(trainer))
         limits: dict[str, Json] = {**self.limits}
-        phase = self.phase if self.reached else method.phase.name
+        phase = self.phase if self.reached else None if method.finished else method.phase.name
         stood: dict[str, Json] = {"phase": phase, "step": trainer.global_step}
         return {
             "stopped_by": self.reached or _other_end(trainer, method),

@@ -565,11 +565,11 @@ def test_books_are_needed(fit) -> None:
         (5 * FIRST, "flops", "one", 5),  # between the phases
         (5 * FIRST + 2 * ESTIMATE, "flops", "two", 5),
         (5 * FIRST + 5 * ESTIMATE + 2 * FIRST, "flops", "two", 7),
-        (1e9, "phases", "two", 10),
+        (1e9, "phases", None, 10),
     ],
 )
 def test_summary_of_a_run(
-    run: Run, tmp_path: Path, flops: float, by: str, cut_in: str, kept: int
+    run: Run, tmp_path: Path, flops: float, by: str, cut_in: str | None, kept: int
 ) -> None:
     """What ended it, in which phase, and the validation whose weights it kept."""
     run(
