@@ -96,7 +96,7 @@ def with_controls(file: SweepFile) -> SweepFile:
     systems, names = [*file.systems], {system.name for system in file.systems}
     own_cells = {f"{name}-{cell}" for name in names for cell in CELLS}
     for system in file.systems:
-        if not system.train or system.name in own_cells:
+        if not (system.train and system.controls) or system.name in own_cells:
             continue
         method = setting(file, system, "model.class_path")
         if method not in methods:

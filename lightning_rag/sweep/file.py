@@ -26,6 +26,7 @@ FILE_KEYS = (
 )
 SYSTEM_KEYS = (
     *("configs", "arguments", "grid", "variants", "begin_with", "train", "seeds", "search"),
+    "controls",
 )
 SEARCH_KEYS = ("metric", "mode", "trials", "sampler", "at_once", "seeds", "space")
 RANGE_KEYS = ("low", "high", "log", "step")
@@ -99,6 +100,7 @@ class System:
         train: False = it is tested alone, with the weights of `begin_with`, or untrained.
         seeds: its seeds; () = those of the whole file.
         search: how some of its settings are searched; None = they are given.
+        controls: False = it gets no cells of its own where the whole file has `controls: true`.
         cell: what its runs' variant ends in, behind the values of the axes. Systems that differ in
             their cell alone share what a search finds, which runs for the one without a cell.
         fixed: what makes it a control: settings that win over axes and what a search finds, too.
@@ -113,6 +115,7 @@ class System:
     train: bool = True
     seeds: tuple[int, ...] = ()
     search: Search | None = None
+    controls: bool = True
     cell: str = ""
     fixed: Settings = field(default_factory=dict)
 
@@ -260,6 +263,7 @@ def _system(name: str, place: Place, shared: Place | None) -> System:
         train=train,
         seeds=parts["seeds"].seeds() if "seeds" in parts else (),
         search=search,
+        controls=parts["controls"].truth() if "controls" in parts else True,
     )
 
 

@@ -153,6 +153,16 @@ def test_what_trains_nothing_has_no_controls(make: Make) -> None:
     assert not [name for name in found if name.startswith("dro-")]
 
 
+def test_a_system_can_do_without(make: Make) -> None:
+    """One that others begin with, say."""
+    first = {"configs": ["configs/method/etrag.yaml"], "controls": False}
+    found = named(with_controls(make({"first": first, "etrag": "etrag", "r": "rag4re"})))
+    assert not [name for name in found if name.startswith("first-")]
+    assert "etrag-frozen-both" in found
+    with pytest.raises(UserError, match=r"systems.first.controls: expected true or false"):
+        make({"first": {**first, "controls": "no"}})
+
+
 def test_dro_is_frozen_by_its_warm_up_or_by_what_it_begins_with(make: Make) -> None:
     begun = {"configs": ["configs/method/dro.yaml"], "arguments": {"model.warm_up_epochs": 0}}
     found = named(with_controls(make({"dro": "dro", "begun": begun})))
