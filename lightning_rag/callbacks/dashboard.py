@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
-from torch.utils.tensorboard.summary import hparams
-from torch.utils.tensorboard.writer import SummaryWriter
 
 from lightning_rag.errors import UserError
 from lightning_rag.methods.base import Method, as_method
 from lightning_rag.types import Passage
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard.writer import SummaryWriter
 
 Layout = dict[str, dict[str, tuple[str, list[str]]]]
 
@@ -111,6 +113,9 @@ def write_hyper_parameters(
         writer: of the run.
         values: the run's hyper-parameters by name.
     """
+    # Here, so that the command line's --help does not wait for TensorBoard.
+    from torch.utils.tensorboard.summary import hparams
+
     _, start, end = hparams(dict(values), {})  # type: ignore[no-untyped-call]
     for part in (start, end):
         writer.file_writer.add_summary(part)  # type: ignore[attr-defined]

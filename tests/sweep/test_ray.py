@@ -125,9 +125,11 @@ def job(tmp_path: Path) -> Callable[..., Job]:
 
 
 def alive(job: Job) -> bool:
-    """Whether the job's process is still there."""
+    """Whether the job's process is still there; one that was killed at once has said nothing."""
     said = job.log.read_text().splitlines()
-    pid = next(line.split()[1] for line in said if line.startswith("pid "))
+    pid = next((line.split()[1] for line in said if line.startswith("pid ")), None)
+    if pid is None:
+        return False
     status = Path("/proc", pid, "status")
     return status.exists() and "State:\tZ" not in status.read_text()
 
