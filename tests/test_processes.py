@@ -7,7 +7,6 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,24 +19,39 @@ CONFIGS = HERE.parent / "configs"
 SIZES = {"train": 41, "validation": 17, "test": 21}
 BATCHES = 11  # of an estimate, 4 queries each
 
-Start = Callable[..., "subprocess.CompletedProcess[str]"]
+
+DRO = (
+    *("--model.k=2", "--model.num_samples=3", "--model.iterations=1"),
+    *("--model.warm_up_epochs=1", "--model.teacher_share=0.5"),
+)
+# Those whose losses look across the batch.
+ACROSS = {
+    "etrag": (
+        *("--model.k=2", "--model.pool_size=8", "--model.epochs=1", "--model.refresh_every=3"),
+        *("--model.candidates=nearest", "--model.replaced=0.5", "--model.retriever_first_steps=2"),
+    ),
+    "ruie": (
+        *("--model.reward_epochs=1", "--model.distil_epochs=1", "--model.reader_epochs=1"),
+        *("--model.positives=1", "--model.negatives=3"),
+    ),
+}
 
 
-def command(folder: Path, processes: int, *extra: str) -> list[str]:
-    """DRO: an estimate, two models, and a first batch that teaches the selector nothing."""
-    files = ["base", "data/synthetic_relations", "backbone/tiny", "method/dro"]
+def command(folder: Path, method: str, processes: int, *extra: str) -> list[str]:
+    files = ["base", "data/synthetic_relations", "backbone/tiny", f"method/{method}"]
     paths = [*(CONFIGS / f"{name}.yaml" for name in files), HERE / "small.yaml"]
     return [
         *("fit", *(part for path in paths for part in ("--config", str(path)))),
         *(f"--data.reader.init_args.{split}={size}" for split, size in SIZES.items()),
-        *("--data.eval_batch_size=4", "--model.k=2", "--model.num_samples=3"),
-        *("--model.iterations=1", "--model.warm_up_epochs=1", "--model.teacher_share=0.5"),
+        *("--data.eval_batch_size=4", *(DRO if method == "dro" else ACROSS[method])),
         *(f"--trainer.devices={processes}", f"--runs={folder / 'runs'}"),
         *(f"--data.cache_dir={folder / 'cache'}", *extra),
     ]
 
 
-def start(folder: Path, processes: int, *extra: str) -> subprocess.CompletedProcess[str]:
+def start(
+    folder: Path, processes: int, *extra: str, method: str = "dro"
+) -> subprocess.CompletedProcess[str]:
     """Run `fit` to its end."""
     environment = {
         **os.environ,
@@ -47,7 +61,7 @@ def start(folder: Path, processes: int, *extra: str) -> subprocess.CompletedProc
     if sys.platform == "linux":
         environment["GLOO_SOCKET_IFNAME"] = "lo"
     return subprocess.run(
-        [sys.executable, "-m", "lightning_rag.cli", *command(folder, processes, *extra)],
+        [sys.executable, "-m", "lightning_rag.cli", *command(folder, method, processes, *extra)],
         env=environment,
         capture_output=True,
         text=True,
@@ -130,6 +144,26 @@ def test_weights_and_bank_are_those_of_one_process(folders: dict[int, Path], nam
                 two[part][key], value, atol=2e-5, rtol=1e-4, equal_nan=True, msg=f"{part} {key}"
             )
     assert name != "last.ckpt" or len(one["bank"]["weights"]) == SIZES["train"]
+
+
+@pytest.mark.parametrize("method", ACROSS)
+def test_methods_whose_losses_look_across_the_batch(method: str, tmp_path: Path) -> None:
+    found = []
+    for processes in (1, 2):
+        folder = tmp_path / str(processes)
+        done = start(folder, processes, method=method)
+        assert done.returncode == 0, done.stderr
+        found.append(folder)
+    one, two = (read(folder, "metrics.json") for folder in found)
+    assert two["test"] == pytest.approx(one["test"], abs=1e-4)
+    assert len(two["validation"]) == len(one["validation"]) > 0
+    for own, other in zip(one["validation"], two["validation"], strict=True):
+        assert own.pop("phase") == other.pop("phase")
+        assert other == pytest.approx(own, abs=1e-4)
+    one, two = (read(folder, "summary.json")["cost"] for folder in found)
+    assert {phase: book.keys() for phase, book in two.items()} == {
+        phase: book.keys() for phase, book in one.items()
+    }
 
 
 def test_a_process_that_dies_ends_the_run_and_one_goes_on(
