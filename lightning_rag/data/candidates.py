@@ -8,12 +8,15 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lightning_rag.data.bm25_folder import BM25Folder, bm25_folder
 from lightning_rag.data.cache import hash_rows, hash_texts
+from lightning_rag.data.keys import Keys
 from lightning_rag.data.scope import ScopedRows
 from lightning_rag.errors import UserError
 
@@ -40,6 +43,7 @@ class SearchRequest:
         exclude: for each query the rows that it must not get, ascending.
         relevant: for each query the rows known to be relevant; `Oracle` alone looks at them.
         seed: seed of everything that is drawn.
+        folder: where the passages' index is to lie, on disk; None = in memory.
 
     Raises:
         ValueError: lists of different lengths.
@@ -53,6 +57,7 @@ class SearchRequest:
     exclude: Sequence[NDArray[np.int64]]
     relevant: Sequence[NDArray[np.int64]]
     seed: int
+    folder: Path | None = None
 
     def __post_init__(self) -> None:
         lengths = len(self.queries), len(self.exclude), len(self.relevant)
@@ -72,9 +77,9 @@ class SearchRequest:
 
     def fingerprint(self) -> dict[str, str | int | float | bool]:
         """Return what identifies this request, for the cache."""
-        return {
+        found: dict[str, str | int | float | bool] = {
             "queries": hash_texts(self.queries),
-            "keys": hash_texts(self.keys),
+            "keys": self.keys_hash(),
             "count": self.count,
             "exclude": self.exclude.hash()
             if isinstance(self.exclude, ScopedRows)
@@ -82,6 +87,13 @@ class SearchRequest:
             "relevant": hash_rows(self.relevant),
             "seed": self.seed,
         }
+        # An approximate index on disk is another than in memory. (No key where there was none:
+        # candidates of former versions stay known.)
+        return found if self.folder is None else {**found, "on_disk": True}
+
+    def keys_hash(self) -> str:
+        """Return the SHA-256 over the keys."""
+        return self.keys.hash if isinstance(self.keys, Keys) else hash_texts(self.keys)
 
 
 @dataclass
@@ -210,7 +222,7 @@ class BM25(FirstStage):
 
     def search(self, request: SearchRequest) -> Candidates:
         """Return the `request.count` best passages for each query, none of them excluded."""
-        index = BM25Index(self.words(request.keys), k1=self.k1, b=self.b, method=self.method)
+        index = self._index(request)
         found = _empty(request)
         shown = time.monotonic()
         for row, words in enumerate(self.words(request.queries)):
@@ -222,6 +234,23 @@ class BM25(FirstStage):
                 shown = time.monotonic()
                 log.info("BM25: %d of %d queries", row + 1, len(request.queries))
         return found
+
+    def _index(self, request: SearchRequest) -> BM25Index | BM25Folder:
+        if request.folder is None:
+            words = self.words(request.keys)
+            return BM25Index(words, k1=self.k1, b=self.b, method=self.method)
+        free = ("k1", "b", "method")  # what the words of a passage do not depend on
+        key = {name: value for name, value in self.fingerprint().items() if name not in free}
+        key["keys"] = request.keys_hash()
+        return bm25_folder(
+            request.folder,
+            key,
+            request.keys,
+            self.words,
+            k1=self.k1,
+            b=self.b,
+            method=self.method,
+        )
 
     def words(self, texts: Sequence[str]) -> list[list[str]]:
         """Cut texts into lower-case stemmed words of two characters or more."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -20,6 +20,8 @@ from torchmetrics import MetricCollection
 
 from lightning_rag.data.cache import cached
 from lightning_rag.data.candidates import Candidates, FirstStage, SearchRequest
+from lightning_rag.data.keeping import Keeping, make_store, read_data
+from lightning_rag.data.keys import Keys, sampled
 from lightning_rag.data.readers.base import Reader
 from lightning_rag.data.sampler import EpochOrder
 from lightning_rag.data.scope import Scope, among, scoped, without
@@ -121,6 +123,9 @@ class RagDataModule(LightningDataModule):
         predict_split: the split that `predict` answers.
         cache_dir: folder of the candidates and embeddings that were computed before.
         seed: seed of splits, order and random retrieval; the command line's `seed_everything`.
+        store: where passages and their index are: in "memory", or on "disk" (in `cache_dir`, mapped
+            into memory), for more than memory can hold; "auto" = on disk where the file of the
+            passages is larger than 1 GiB and its reader can leave them there.
     """
 
     def __init__(
@@ -144,6 +149,7 @@ class RagDataModule(LightningDataModule):
         predict_split: SplitName = "test",
         cache_dir: str = ".cache/lightning_rag",
         seed: int = 0,
+        store: Keeping = "auto",
     ) -> None:
         super().__init__()
         for argument, value in (
@@ -172,6 +178,7 @@ class RagDataModule(LightningDataModule):
         self.predict_split = predict_split
         self.cache_dir = Path(cache_dir).expanduser()
         self.seed = seed
+        self.keeping: Keeping = store
         self._splits: Splits | None = None
         self._store: PassageStore | None = None
         self._queries: dict[SplitName, QuerySet] = {}
@@ -195,7 +202,7 @@ class RagDataModule(LightningDataModule):
         """Read the data set, cut the regime, build the store; candidates come when asked for."""
         if self._splits is not None:
             return
-        splits = self.reader.read(self.root, self.seed)
+        splits, corpus = read_data(self.reader, self.root, self.seed, self.keeping)
         if not splits.train:
             raise UserError(f"the train split of data set {self.name!r} is empty")
         foreign = [instance.id for instance in splits.train if instance.held_out]
@@ -213,16 +220,22 @@ class RagDataModule(LightningDataModule):
             train=train,
             validation=held_out["validation"],
             test=held_out["test"],
-            passages=splits.passages,
+            passages=() if self.keeping == "disk" else splits.passages,  # else twice in memory
             labels=splits.labels,
             wording=splits.wording,
         )
         self.task.prepare(splits.labels, splits.wording)
         for instances in (train, *held_out.values()):
             self.task.check_answers(instances)
-        self._store = (
-            PassageStore(splits.passages) if splits.passages else PassageStore.from_instances(train)
+        rank, _ = self.place
+        if rank:
+            wait_for_all()  # the first writes what goes to disk
+        self._store = make_store(
+            replace(splits, train=train), corpus, self.keeping, self.cache_dir / "stores"
         )
+        if not rank:
+            wait_for_all()
+        self._keys = Keys(self._store.passages, self.task.key)
         self.same_text_in_store = check_no_leak(self._store, held_out)
 
     def _regime(self, train: tuple[Instance, ...]) -> tuple[Instance, ...]:
@@ -269,11 +282,12 @@ class RagDataModule(LightningDataModule):
         )
         request = SearchRequest(
             queries=[self.task.query(instance).text for instance in instances],
-            keys=[self.task.key(passage).text for passage in store.passages],
+            keys=self._keys if store.on_disk else list(self._keys),
             count=self.num_candidates,
             exclude=exclude,
             relevant=relevant,
             seed=self.seed,
+            folder=self.cache_dir / "stores" if store.on_disk else None,
         )
         key = {**self.first_stage.fingerprint(), **request.fingerprint()}
 
@@ -305,7 +319,8 @@ class RagDataModule(LightningDataModule):
         task, train = self.task, self.splits.train
         texts = [task.source(instance).text for instance in train]
         texts += [task.target(instance) for instance in train]
-        texts += [task.key(passage).text for passage in self.store.passages]
+        # All of a store in memory: samples are for those that need not fit into it.
+        texts += sampled(self._keys) if self.store.on_disk else self._keys
         # Few training instances need not show every allowed answer.
         allowed = self.splits.labels or task.options(train[0]) or ()
         texts += [task.option_target(train[0], answer) for answer in allowed]

@@ -82,6 +82,8 @@ def scoped(
         Q ascending arrays; `own` as it is where no scope leaves anything out, as in a store of one
         task.
     """
+    if store.on_disk:
+        return own
     demonstrations = [passage.instance for passage in store.passages]
     # A scope is known by its task, "" where tasks do not matter.
     wanted = [query.task if scope == "same_task" else "" for query in queries]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 
@@ -10,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightning_rag.data.cache import hash_texts
+from lightning_rag.data.passage_folder import PassageFolder
 from lightning_rag.data.splits import normalise
 from lightning_rag.errors import DataError, UserError
 from lightning_rag.types import Extraction, Instance, Passage, Span
@@ -21,13 +21,18 @@ class PassageStore:
     """All M passages in a fixed order; a passage's row is its number in this order.
 
     Args:
-        passages: the passages, with ids that occur once.
+        passages: the passages, with ids that occur once. Those of a `PassageFolder` stay on disk.
 
     Raises:
         DataError: no passage, or an id that occurs more than once.
     """
 
     def __init__(self, passages: Sequence[Passage]) -> None:
+        self.passages: Sequence[Passage]
+        self._rows: Mapping[str, int]
+        if isinstance(passages, PassageFolder):  # its ids were checked when it was written
+            self.passages, self._rows = passages, passages.rows
+            return
         self.passages = tuple(passages)
         if not self.passages:
             raise DataError("the passage store is empty; at least one passage is needed")
@@ -63,9 +68,16 @@ class PassageStore:
     def __contains__(self, passage_id: object) -> bool:
         return passage_id in self._rows
 
+    @property
+    def on_disk(self) -> bool:
+        """Whether the passages stay on disk. Then none of them is a demonstration."""
+        return isinstance(self.passages, PassageFolder)
+
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 over ids, texts, titles, gold mentions and labels, in the order of the rows."""
+        if isinstance(self.passages, PassageFolder):
+            return self.passages.fingerprint
         return hash_texts(part for passage in self.passages for part in _parts(passage))
 
 
@@ -110,6 +122,8 @@ def check_no_leak(store: PassageStore, held_out: Mapping[str, Sequence[Instance]
     Raises:
         UserError: a held-out record is in the store; the message names the ids.
     """
+    if store.on_disk:
+        return 0
     demonstrations = [p.instance for p in store.passages if p.instance is not None]
     ids = {instance.id for instance in demonstrations}
     records = {_record(instance): instance.id for instance in demonstrations}
@@ -146,12 +160,15 @@ def exclusions(queries: Sequence[Instance], store: PassageStore) -> list[NDArray
     Returns:
         Q ascending arrays of rows, of different lengths, possibly empty.
     """
-    by_text: dict[str, list[int]] = defaultdict(list)
+    # Of the queries' texts alone: all texts of a large store would not fit into memory.
+    by_text: dict[str, list[int]] = {normalise(query.text): [] for query in queries}
     for row, passage in enumerate(store.passages):
-        by_text[normalise(passage.text)].append(row)
+        same = by_text.get(normalise(passage.text))
+        if same is not None:
+            same.append(row)
     excluded = []
     for query in queries:
-        rows = set(by_text.get(normalise(query.text), ()))
+        rows = set(by_text[normalise(query.text)])
         # The ids of a text collection and of its questions are two different worlds.
         if query.id in store and store[store.row(query.id)].instance is not None:
             rows.add(store.row(query.id))

@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import get_args
 
 import torch
 from torch import Tensor
@@ -14,8 +15,11 @@ from lightning_rag.backbones.config import EncoderConfig, Role
 from lightning_rag.backbones.encoder import Encoder, build_encoder
 from lightning_rag.data.cache import cached, hash_texts
 from lightning_rag.data.candidates import Candidates, FirstStage, SearchRequest
+from lightning_rag.data.keys import sampled
 from lightning_rag.errors import UserError
 from lightning_rag.retrieval.index import PassageIndex
+from lightning_rag.retrieval.index_folder import index_folder
+from lightning_rag.retrieval.vector_folder import VectorFolder, VectorType, nearest, vector_folder
 from lightning_rag.types import Rendered
 
 log = logging.getLogger(__name__)
@@ -46,9 +50,14 @@ class Dense(FirstStage):
         search_parameters: str = "",
         batch_size: int = 64,
         cache_dir: str | None = None,
+        vector_type: VectorType = "float32",
     ) -> None:
         if batch_size < 1:
             raise UserError(f"Dense: batch_size is {batch_size}; legal: 1 or more")
+        if vector_type not in get_args(VectorType):
+            legal = ", ".join(get_args(VectorType))
+            raise UserError(f"Dense: vector_type is {vector_type!r}; legal: {legal}")
+        self.vector_type: VectorType = vector_type
         self.encoder = encoder
         self.factory = factory
         self.search_parameters = search_parameters
@@ -63,12 +72,14 @@ class Dense(FirstStage):
             model = json.dumps(self.encoder.identity(), sort_keys=True)
         else:
             model = self._loaded().fingerprint()
-        return {
+        found: dict[str, str | int | float | bool] = {
             "first_stage": "dense",
             "encoder": model,
             "factory": self.factory,
             "search_parameters": self.search_parameters,
         }
+        # Not where it is the default: candidates of former versions stay known.
+        return found if self.vector_type == "float32" else {**found, "vectors": self.vector_type}
 
     def search(self, request: SearchRequest) -> Candidates:
         """Return the `request.count` nearest passages of each query, none of them excluded."""
@@ -76,8 +87,12 @@ class Dense(FirstStage):
         cut = encoder.truncated
         encoder.to("cuda" if torch.cuda.is_available() else "cpu")
         try:
-            keys = self._embed_keys(encoder, request.keys)  # (M, D)
-            queries = self._embed_queries(encoder, request, keys)  # (Q, D)
+            if request.folder is None:
+                keys = self._embed_keys(encoder, request.keys)  # (M, D)
+                queries = self._embed_queries(encoder, request, keys)  # (Q, D)
+            else:
+                stored = self._store_keys(encoder, request, request.folder)
+                queries = self._embed(encoder, request.queries, "query")
         finally:
             encoder.to("cpu")  # the device is for training
         if encoder.truncated > cut:
@@ -86,9 +101,19 @@ class Dense(FirstStage):
                 encoder.truncated - cut,
                 self.encoder.max_length,
             )
-        index = PassageIndex(keys.shape[1], self.factory, self.search_parameters)
-        index.build(keys)
-        scores, rows = index.search(queries, request.count, exclude=request.exclude)
+        if request.folder is None:
+            index = PassageIndex(keys.shape[1], self.factory, self.search_parameters)
+            index.build(keys)
+            scores, rows = index.search(queries, request.count, exclude=request.exclude)
+        elif self.factory == "Flat":
+            blocks = stored.blocks()
+            scores, rows = nearest(blocks, queries, request.count, exclude=request.exclude)
+        else:
+            key = self._key(encoder, request)
+            sharded = index_folder(
+                request.folder, key, stored, self.factory, self.search_parameters
+            )
+            scores, rows = sharded.search(queries, request.count, exclude=request.exclude)
         return Candidates(ids=rows.numpy(), scores=scores.numpy())
 
     def _for(self, request: SearchRequest) -> Encoder:
@@ -97,7 +122,8 @@ class Dense(FirstStage):
         # The tiny encoder's weights come from torch's global generator, which is put back after.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(request.seed)
-            return build_encoder(self.encoder, request.keys).eval()
+            known = request.keys if request.folder is None else sampled(request.keys)
+            return build_encoder(self.encoder, known).eval()
 
     def _loaded(self) -> Encoder:
         if self._pretrained is None:
@@ -128,6 +154,22 @@ class Dense(FirstStage):
                 vectors = torch.from_numpy(arrays["vectors"])
             self._keys = name, vectors
         return self._keys[1]
+
+    def _key(self, encoder: Encoder, request: SearchRequest) -> dict[str, str | int | float | bool]:
+        """Return what embeddings on disk depend on."""
+        identity = {"embeddings": "dense", "encoder": encoder.fingerprint()}
+        return {**identity, "texts": request.keys_hash(), "vectors": self.vector_type}
+
+    def _store_keys(self, encoder: Encoder, request: SearchRequest, folder: Path) -> VectorFolder:
+        """Embed the passages onto the disk, unless that was done before."""
+        return vector_folder(
+            folder,
+            self._key(encoder, request),
+            request.keys,
+            encoder.dimension,
+            lambda texts: self._embed(encoder, texts, "passage"),
+            kind=self.vector_type,
+        )
 
     def _embed_queries(self, encoder: Encoder, request: SearchRequest, keys: Tensor) -> Tensor:
         """Embed the queries; a training query is often a passage's text, and embedded already."""

@@ -74,7 +74,7 @@ class PassageIndex:
         except RuntimeError as error:
             raise UserError(
                 f"FAISS cannot build an index {self.factory!r} from {len(array)} embeddings "
-                f"({_reason(error)}); 'Flat' works for any number"
+                f"({faiss_reason(error)}); 'Flat' works for any number"
             ) from error
 
     def search(
@@ -134,26 +134,8 @@ class PassageIndex:
 
     def _create(self) -> faiss.Index:
         """Return an empty index."""
-        try:
-            index = faiss.index_factory(self.dimension, self.factory, faiss.METRIC_INNER_PRODUCT)
-        except RuntimeError as error:
-            raise UserError(
-                f"FAISS cannot make an index {self.factory!r} for inner products in "
-                f"{self.dimension} dimensions ({_reason(error)}); legal are the index factory "
-                "strings of FAISS, such as 'Flat', 'IVF64,Flat' or 'HNSW32'"
-            ) from error
-        if self.search_parameters:
-            try:
-                # FAISS's own annotation knows the C variant only.
-                faiss.ParameterSpace().set_index_parameters(
-                    index,
-                    self.search_parameters,  # type: ignore[arg-type]
-                )
-            except RuntimeError as error:
-                raise UserError(
-                    f"FAISS cannot set {self.search_parameters!r} on an index {self.factory!r} "
-                    f"({_reason(error)}); legal is <name>=<number>, such as 'nprobe=16' for IVF"
-                ) from error
+        index = new_index(self.dimension, self.factory)
+        set_parameters(index, self.factory, self.search_parameters)
         return _on_gpu(index) if faiss.get_num_gpus() > 0 else index
 
     def _checked(self, name: str, vectors: Tensor) -> NDArray[np.float32]:
@@ -168,15 +150,58 @@ class PassageIndex:
         return array
 
 
+def new_index(dimension: int, factory: str) -> faiss.Index:
+    """Return an empty index for inner products.
+
+    Args:
+        dimension: D, the width of the embeddings.
+        factory: FAISS index factory string.
+
+    Raises:
+        UserError: FAISS does not understand the string.
+    """
+    try:
+        return faiss.index_factory(dimension, factory, faiss.METRIC_INNER_PRODUCT)
+    except RuntimeError as error:
+        raise UserError(
+            f"FAISS cannot make an index {factory!r} for inner products in {dimension} dimensions "
+            f"({faiss_reason(error)}); legal are the index factory strings of FAISS, such as "
+            "'Flat', 'IVF64,Flat' or 'HNSW32'"
+        ) from error
+
+
+def set_parameters(index: faiss.Index, factory: str, parameters: str) -> None:
+    """Set search-time parameters of an index.
+
+    Args:
+        index: on the CPU.
+        factory: the string that it was made of, for messages.
+        parameters: such as "nprobe=16"; "" for the defaults.
+
+    Raises:
+        UserError: FAISS does not understand the parameters.
+    """
+    if not parameters:
+        return
+    try:
+        # FAISS's own annotation knows the C variant only.
+        faiss.ParameterSpace().set_index_parameters(index, parameters)  # type: ignore[arg-type]
+    except RuntimeError as error:
+        raise UserError(
+            f"FAISS cannot set {parameters!r} on an index {factory!r} ({faiss_reason(error)}); "
+            "legal is <name>=<number>, such as 'nprobe=16' for IVF"
+        ) from error
+
+
 def _on_gpu(index: faiss.Index) -> faiss.Index:
     """Move an empty index to the first GPU; the kinds without a GPU form (HNSW) stay here."""
     try:
         return faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), 0, index)
     except RuntimeError as error:
-        log.info("this kind of index stays on the CPU: %s", _reason(error))
+        log.info("this kind of index stays on the CPU: %s", faiss_reason(error))
         return index
 
 
-def _reason(error: RuntimeError) -> str:
+def faiss_reason(error: RuntimeError) -> str:
     """Return what FAISS says, without the place in its source."""
     return str(error).rsplit(": ", maxsplit=1)[-1].strip()

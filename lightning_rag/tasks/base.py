@@ -192,10 +192,11 @@ class Task(ABC):
             passages: all passages of the store.
             matching: what `matching_rows` returns for both, where that is known already.
         """
-        by_id: dict[str, list[int]] = {}
-        if any(instance.relevant for instance in instances):
+        by_id: dict[str, list[int]] = {n: [] for instance in instances for n in instance.relevant}
+        if by_id:
             for row, passage in enumerate(passages):
-                by_id.setdefault(passage.id, []).append(row)
+                if passage.id in by_id:
+                    by_id[passage.id].append(row)
         if matching is None:
             judged = [instance for instance in instances if not instance.relevant]
             by_contents = iter(self.matching_rows(judged, passages) if judged else ())
@@ -203,7 +204,7 @@ class Task(ABC):
             pairs = zip(instances, matching, strict=True)
             by_contents = iter([rows for instance, rows in pairs if not instance.relevant])
         return [
-            as_rows(row for name in set(instance.relevant) for row in by_id.get(name, ()))
+            as_rows(row for name in set(instance.relevant) for row in by_id[name])
             if instance.relevant
             else next(by_contents)
             for instance in instances

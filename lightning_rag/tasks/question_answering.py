@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from array import array
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
@@ -24,6 +26,7 @@ INSTRUCTION = (
 )
 SHORT_ANSWER = "Give the shortest answer that is complete, a few words, and nothing else."
 
+SAMPLE = 2000  # passages that word frequencies are counted in
 _WORDS = re.compile(r"\w+")
 
 
@@ -181,28 +184,21 @@ class QuestionAnswering(Task):
     def matching_rows(
         self, instances: Sequence[Instance], passages: Sequence[Passage]
     ) -> list[NDArray[np.int64]]:
-        """Look every answer up among the passages that have its rarest word."""
+        """Look in each passage, in one pass, for the answers whose rarest word it has."""
         answers = [
             frozenset(words for answer in instance.answers if (words := normalised_words(answer)))
             for instance in instances
         ]
-        needed = {word for group in answers for answer in group for word in answer.split()}
-        haystack: list[str] = []
-        rows_of: dict[str, list[int]] = {}
+        wanted = sorted(set().union(*answers))
+        by_word = _by_rarest_word(wanted, passages[:: max(1, len(passages) // SAMPLE)])
+        rows = {answer: array("q") for answer in wanted}
         for row, passage in enumerate(passages):
-            # a line break, which is no word, keeps an answer from running over from title to text
-            text = f"{normalised_words(passage.title)}\n{normalised_words(passage.text)}"
-            haystack.append(text)
-            for word in needed.intersection(text.split()):
-                rows_of.setdefault(word, []).append(row)
-
-        found: dict[str, NDArray[np.int64]] = {}
-        for answer in set().union(*answers):
-            parts = answer.split()
-            rarest = min((rows_of.get(word, []) for word in parts), key=len)
-            if len(parts) > 1:
-                rarest = [row for row in rarest if answer in haystack[row]]
-            found[answer] = np.array(rarest, dtype=np.int64)
+            text = _both_fields(passage)
+            for word in by_word.keys() & set(text.split()):
+                for answer in by_word[word]:
+                    if answer in text:
+                        rows[answer].append(row)
+        found = {answer: np.array(rows[answer], dtype=np.int64) for answer in wanted}
         # instances with equal answers share an array: those of a frequent one are long
         united = {group: _united([found[answer] for answer in group]) for group in answers}
         return [united[group] for group in answers]
@@ -224,6 +220,30 @@ class QuestionAnswering(Task):
         for k in ks:
             found[f"answer_recall@{k}"] = AnswerRecall(k)
         return collect(found)
+
+
+def _both_fields(passage: Passage) -> str:
+    """Return the words of title and text; an answer cannot run over from the one to the other."""
+    # a line break, which is no word, stands between
+    return f"{normalised_words(passage.title)}\n{normalised_words(passage.text)}"
+
+
+def _by_rarest_word(
+    answers: Sequence[str], sample: Sequence[Passage]
+) -> Mapping[str, Sequence[str]]:
+    """Return the answers under that of their words which the fewest passages of a sample have.
+
+    A passage is compared with the answers under its own words only: were it with those under a word
+    such as "the", that would be most of them, in most passages.
+    """
+    needed = {word for answer in answers for word in answer.split()}
+    frequency: Counter[str] = Counter()
+    for passage in sample:
+        frequency.update(needed.intersection(_both_fields(passage).split()))
+    under: dict[str, list[str]] = {}
+    for answer in answers:
+        under.setdefault(min(answer.split(), key=lambda word: frequency[word]), []).append(answer)
+    return under
 
 
 def _united(parts: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from lightning_rag.data.splits import Splits
 from lightning_rag.errors import DataError
+from lightning_rag.types import Passage
 
 ENVIRONMENT = "LIGHTNING_RAG_DATA"
 """The environment variable that holds the data root where the configuration does not."""
@@ -26,6 +29,39 @@ class Reader(ABC):
         Args:
             root: folder of the data sets, which relative paths count from.
             seed: seed of the cuts that the data set does not fix.
+
+        Raises:
+            DataError: if a file is missing or not as documented.
+        """
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """The passages of a data set, left in their file until they are asked for, one by one."""
+
+    read: Callable[[], Iterator[Passage]]  # all passages, each time anew
+    file: Path
+    # What decides, besides the file, which passages come.
+    chosen: Mapping[str, str | int | float | bool]
+    gold: frozenset[str]  # ids that the questions name
+
+
+class StreamingReader(Reader):
+    """A reader whose passages need not all be in memory."""
+
+    @abstractmethod
+    def corpus_file(self, root: Path | None) -> Path:
+        """Return the file of the passages.
+
+        Raises:
+            DataError: if it is missing.
+        """
+
+    @abstractmethod
+    def read_apart(self, root: Path | None, seed: int) -> tuple[Splits, Corpus]:
+        """Read the data set as `read` does, but for the passages.
+
+        That the passages which the questions name are there is checked where they are stored.
 
         Raises:
             DataError: if a file is missing or not as documented.

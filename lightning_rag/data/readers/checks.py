@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Container, Sequence
 
+from lightning_rag.data.readers.base import Corpus
 from lightning_rag.errors import DataError
 from lightning_rag.types import Span
 
@@ -26,6 +27,25 @@ class UniqueIds:
                 "legal: every id once"
             )
         self._seen[identity] = where
+
+
+def check_gold(corpus: Corpus, ids: Container[str]) -> None:
+    """Check that the passages that the questions name are there.
+
+    Args:
+        corpus: where the passages come from, and what the questions name.
+        ids: the ids of its passages.
+
+    Raises:
+        DataError: one is missing.
+    """
+    missing = [name for name in sorted(corpus.gold) if name not in ids]
+    if missing:
+        raise DataError(
+            f"{corpus.file}: {len(missing)} of {len(corpus.gold)} passages that the questions call "
+            f"positive are missing, first {missing[0]!r}; legal: the corpus that they were made "
+            "with"
+        )
 
 
 def check_label(where: str, label: str, labels: Collection[str]) -> str:

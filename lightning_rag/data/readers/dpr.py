@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
-from lightning_rag.data.readers.base import Reader, locate
+from lightning_rag.data.cache import hash_texts
+from lightning_rag.data.readers.base import Corpus, StreamingReader, locate
+from lightning_rag.data.readers.checks import check_gold
 from lightning_rag.data.readers.corpus import check_share, keep_share, table_passages
 from lightning_rag.data.readers.jsonl import Record, json_records
 from lightning_rag.data.readers.questions import QuestionFiles, distinct_answers
 from lightning_rag.data.readers.tsv import tab_rows
 from lightning_rag.data.splits import Splits, normalise
 from lightning_rag.errors import DataError
-from lightning_rag.types import Instance
+from lightning_rag.types import Instance, Passage
 
 
-class Dpr(Reader):
+class Dpr(StreamingReader):
     """Question files of DPR (arXiv 2004.04906), such as Natural Questions, and `psgs_w100.tsv`.
 
     By its name a question file is a JSON list as `biencoder-nq-train.json`, which may be packed
@@ -33,7 +36,7 @@ class Dpr(Reader):
     question is "<name of the file>-<number from 1>".
 
     All passages of `psgs_w100.tsv` take an estimated 18 GiB of memory, and more while they are
-    indexed.
+    indexed; by default so large a file is stored on disk (`data.store`).
 
     Args:
         corpus: table of the passages: id, text, title; packed (.gz) or not; absolute or relative to
@@ -63,19 +66,28 @@ class Dpr(Reader):
 
     def read(self, root: Path | None, seed: int) -> Splits:
         """Read the questions, cut what is not given, read the passages."""
+        splits, corpus = self.read_apart(root, seed)
+        passages = tuple(corpus.read())
+        check_gold(corpus, {passage.id for passage in passages})
+        return replace(splits, passages=passages)
+
+    def corpus_file(self, root: Path | None) -> Path:
+        """Return the table of the passages."""
+        return locate(root, self.corpus)
+
+    def read_apart(self, root: Path | None, seed: int) -> tuple[Splits, Corpus]:
+        """Read the questions and cut what is not given; the passages stay in their table."""
         splits = self.files.read(root, seed, _questions)
-        gold = {name for part in splits for i in part for name in i.relevant}
-        path = locate(root, self.corpus)
-        passages = tuple(
-            keep_share(table_passages(path), self.corpus_share, seed, lambda p: p.id in gold)
-        )
-        missing = gold - {passage.id for passage in passages}
-        if missing:
-            raise DataError(
-                f"{path}: {len(missing)} of {len(gold)} passages that the questions call positive "
-                f"are missing, first {min(missing)!r}; legal: the corpus that they were made with"
-            )
-        return Splits(*splits, passages=passages)
+        gold = frozenset(name for part in splits for i in part for name in i.relevant)
+        path = self.corpus_file(root)
+
+        def passages() -> Iterator[Passage]:
+            return keep_share(table_passages(path), self.corpus_share, seed, lambda p: p.id in gold)
+
+        chosen: dict[str, str | int | float | bool] = {"format": "dpr"}
+        if self.corpus_share < 1.0:
+            chosen |= {"share": self.corpus_share, "seed": seed, "gold": hash_texts(sorted(gold))}
+        return Splits(*splits), Corpus(passages, path, chosen, gold)
 
 
 def _questions(path: Path) -> Iterator[Instance]:

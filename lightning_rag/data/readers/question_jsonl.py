@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
+from dataclasses import replace
 from pathlib import Path
 
-from lightning_rag.data.readers.base import Reader, locate
+from lightning_rag.data.readers.base import Corpus, StreamingReader, locate
 from lightning_rag.data.readers.checks import UniqueIds
 from lightning_rag.data.readers.jsonl import Record, json_lines
 from lightning_rag.data.splits import Splits, hold_out, normalise
 from lightning_rag.types import Instance, Passage
 
 
-class QuestionJsonl(Reader):
+class QuestionJsonl(StreamingReader):
     r"""UTF-8 files with one JSON object a line: passages, and the questions of each split.
 
     A passage, in our words or in FlashRAG's (Jin et al. 2024), whose corpus has title and text in
@@ -65,8 +66,23 @@ class QuestionJsonl(Reader):
 
     def read(self, root: Path | None, seed: int) -> Splits:
         """Read the files and cut the validation split where none is given."""
-        passages = tuple(_passages(locate(root, self.corpus)))
-        known = {passage.id for passage in passages}
+        passages = tuple(_passages(self.corpus_file(root), UniqueIds()))
+        splits = self._splits(root, seed, {passage.id for passage in passages})
+        return replace(splits, passages=passages)
+
+    def corpus_file(self, root: Path | None) -> Path:
+        """Return the file of the passages."""
+        return locate(root, self.corpus)
+
+    def read_apart(self, root: Path | None, seed: int) -> tuple[Splits, Corpus]:
+        """Read the questions and cut the validation split; the passages stay in their file."""
+        path = self.corpus_file(root)
+        splits = self._splits(root, seed, None)
+        questions = (*splits.train, *splits.validation, *splits.test)
+        gold = frozenset(name for question in questions for name in question.relevant)
+        return splits, Corpus(lambda: _passages(path, None), path, {"format": "jsonl"}, gold)
+
+    def _splits(self, root: Path | None, seed: int, known: Collection[str] | None) -> Splits:
         ids = UniqueIds()
         train, validation, test = (
             tuple(_questions(locate(root, path), ids, known)) if path is not None else ()
@@ -74,14 +90,15 @@ class QuestionJsonl(Reader):
         )
         if self.validation is None:
             train, validation = hold_out(train, self.validation_fraction, seed)
-        return Splits(train, validation, test, passages=passages)
+        return Splits(train, validation, test)
 
 
-def _passages(path: Path) -> Iterator[Passage]:
-    ids = UniqueIds()
+def _passages(path: Path, ids: UniqueIds | None) -> Iterator[Passage]:
+    """Yield the passages; that ids are unique is checked here, or where they are stored."""
     for record in json_lines(path):
         identity = record.identity()
-        ids.add(identity, record.where)
+        if ids is not None:
+            ids.add(identity, record.where)
         if "contents" in record.fields and "text" not in record.fields:
             title, text = _title_and_text(record.string("contents"))
         else:
@@ -100,7 +117,7 @@ def _title_and_text(contents: str) -> tuple[str, str]:
     return title, rest.strip()
 
 
-def _questions(path: Path, ids: UniqueIds, passages: Collection[str]) -> Iterator[Instance]:
+def _questions(path: Path, ids: UniqueIds, passages: Collection[str] | None) -> Iterator[Instance]:
     for record in json_lines(path):
         identity = record.identity()
         ids.add(identity, record.where)
@@ -123,10 +140,10 @@ def _answers(record: Record) -> tuple[str, ...]:
     return answers
 
 
-def _relevant(record: Record, passages: Collection[str]) -> tuple[str, ...]:
+def _relevant(record: Record, passages: Collection[str] | None) -> tuple[str, ...]:
     relevant = record.identities("relevant")
     for identity in relevant:
-        if identity not in passages:
+        if passages is not None and identity not in passages:
             raise record.error(
                 f"'relevant' names {identity!r}; legal: ids of passages in the corpus"
             )
