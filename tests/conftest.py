@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -14,6 +15,16 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SPECIAL = {"NaN": float("nan"), "Infinity": float("inf"), "-Infinity": float("-inf")}
+
+
+def pytest_configure() -> None:
+    """Let Ctrl-C interrupt, as it does on a terminal.
+
+    A shell script starts what it puts into the background with SIGINT ignored; processes inherit
+    that, and the tests that interrupt a sweep would wait in vain.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def decode(value: Any) -> Any:
