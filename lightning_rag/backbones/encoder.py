@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from lightning_rag.backbones.backbone import Backbone, check_length
 from lightning_rag.backbones.config import EncoderConfig, Role
-from lightning_rag.backbones.inputs import Padded, Row, tokenize
+from lightning_rag.backbones.inputs import Padded, Row, length_groups, tokenize
 from lightning_rag.backbones.prepare import prepare
 from lightning_rag.backbones.sentence_folder import read_folder
 from lightning_rag.backbones.sources import load_model, load_tokenizer, resolve
@@ -25,13 +25,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 END = "</end>"  # in place of a span's name: the special tokens that close an input
-# A CPU takes time for padding too, so texts of similar length go through the model together; 32
-# sentences of SemEval-2010 Task 8, drawn at random, took 1.0 s forward and backward and not 1.55.
-CPU_GROUP = 8
 
 
 class _Inputs(NamedTuple):
-    """B padded inputs in groups of similar length, shortest first.
+    """B padded inputs in groups of similar length.
 
     A tuple, for `checkpoint` looks into tuples for the devices whose random state it must keep.
     """
@@ -199,17 +196,13 @@ class Encoder(Backbone):
         for piece in pieces:
             ids = [*self.layout.prefix, *piece.ids, *self.layout.suffix]
             rows.append(Row(ids, [0] * len(ids)))
-        order = sorted(range(len(rows)), key=lambda i: len(rows[i].ids))
-        size = CPU_GROUP if self.device.type == "cpu" else len(rows)
-        groups = [
-            self._pad([rows[i] for i in order[start : start + size]])
-            for start in range(0, len(rows), size)
-        ]
-        return _Inputs(groups, torch.tensor(order, device=self.device).argsort())
+        groups = length_groups([len(row.ids) for row in rows], self.device)
+        order = torch.tensor([i for group in groups for i in group], device=self.device)
+        return _Inputs([self._pad([rows[i] for i in group]) for group in groups], order.argsort())
 
     def _states(self, inputs: _Inputs) -> tuple[Tensor, Tensor]:
         """Return the last hidden states (B, L, D) and the mask (B, L)."""
-        longest = inputs.groups[-1].ids.shape[1]
+        longest = max(group.ids.shape[1] for group in inputs.groups)
         states, masks = [], []
         for group in inputs.groups:
             output = self.model(input_ids=group.ids, attention_mask=group.mask)

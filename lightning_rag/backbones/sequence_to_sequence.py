@@ -10,13 +10,21 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 
 from lightning_rag.backbones.backbone import check_length
 from lightning_rag.backbones.config import GeneratorConfig
 from lightning_rag.backbones.continuation import Continuation
 from lightning_rag.backbones.generator import Generator
-from lightning_rag.backbones.inputs import Layout, Row, RowKey, input_embeddings, place_soft_prompt
+from lightning_rag.backbones.inputs import (
+    Layout,
+    Row,
+    RowKey,
+    input_embeddings,
+    length_groups,
+    place_soft_prompt,
+)
 from lightning_rag.backbones.prefixes import within_budget
 from lightning_rag.backbones.scoring import logits_at
 from lightning_rag.backbones.truncation import Fitted
@@ -258,7 +266,24 @@ class SequenceToSequenceGenerator(Generator):
             rows: the inputs, with places for the soft prompt if there is one.
             soft_prompt: (rows, P, D).
         """
-        check_length("soft prompt and source", max(len(r.ids) for r in rows), self._encoder())
+        lengths = [len(row.ids) for row in rows]
+        check_length("soft prompt and source", max(lengths), self._encoder())
+        groups = length_groups(lengths, self.device)
+        states, masks = [], []
+        for group in groups:
+            places = torch.tensor(group, device=self.device)
+            soft = None if soft_prompt is None else soft_prompt[places]
+            output, mask = self._padded_states([rows[i] for i in group], soft)
+            missing = max(lengths) - mask.shape[1]
+            states.append(pad(output, (0, 0, 0, missing)))  # (group, L, D)
+            masks.append(pad(mask, (0, missing)))
+        back = torch.tensor([i for group in groups for i in group], device=self.device).argsort()
+        return torch.cat(states)[back], torch.cat(masks)[back]
+
+    def _padded_states(
+        self, rows: Sequence[Row], soft_prompt: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Run the encoder once over rows padded to the longest of them."""
         batch = self._pad(rows)
         embeddings = input_embeddings(self.model)(batch.ids)  # (rows, L, D)
         if soft_prompt is not None:

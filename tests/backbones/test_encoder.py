@@ -5,7 +5,8 @@ import torch
 
 from lightning_rag.backbones.backbone import Backbone
 from lightning_rag.backbones.config import EncoderConfig, TinyConfig
-from lightning_rag.backbones.encoder import CPU_GROUP, build_encoder
+from lightning_rag.backbones.encoder import build_encoder
+from lightning_rag.backbones.inputs import CPU_GROUP
 from lightning_rag.errors import UserError
 from lightning_rag.types import Rendered
 

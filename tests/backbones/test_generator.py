@@ -97,6 +97,35 @@ def test_log_likelihood_equals_a_loop_over_full_logits(generator, prompts, targe
     torch.testing.assert_close(mean, got / lengths)
 
 
+@pytest.mark.parametrize("soft", [False, True])
+def test_groups_of_similar_length_change_nothing(generator, prompts, targets, soft, monkeypatch):
+    """Neither values nor gradients, of the weights and of the soft prompt; and there are groups."""
+    calls = []
+    hook = generator.model.get_input_embeddings().register_forward_hook(lambda *_: calls.append(1))
+    torch.manual_seed(0)
+    weights = {name: one for name, one in generator.named_parameters() if one.requires_grad}
+    vectors = torch.randn(len(prompts), 2, generator.hidden_size) if soft else None
+    found = []
+    for size in (1, 2, 100):
+        monkeypatch.setattr("lightning_rag.backbones.inputs.CPU_GROUP", size)
+        calls.clear()
+        place = vectors.clone().requires_grad_() if soft else None
+        loss = generator.log_likelihood(prompts, targets, soft_prompt=place)
+        (loss * torch.arange(1, len(prompts) + 1)).sum().backward()
+        gradients = {name: one.grad for name, one in weights.items() if one.grad is not None}
+        if soft:
+            gradients["soft"] = place.grad
+        found.append((len(calls), loss.detach(), gradients))
+        generator.zero_grad()
+    hook.remove()
+    assert found[0][0] > found[1][0] > found[2][0]
+    for _, loss, gradients in found[:2]:
+        torch.testing.assert_close(loss, found[2][1], atol=1e-4, rtol=1e-5)
+        assert gradients.keys() == found[2][2].keys()
+        for name, gradient in gradients.items():
+            torch.testing.assert_close(gradient, found[2][2][name], atol=2e-4, rtol=1e-4, msg=name)
+
+
 @torch.no_grad()
 def test_choose_equals_brute_force(generator, prompts, options):
     got = generator.choose(prompts, options)
