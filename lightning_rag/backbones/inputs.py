@@ -19,9 +19,10 @@ if TYPE_CHECKING:
 
 RowKey = tuple[tuple[int, ...], tuple[int, ...]]
 
-# A CPU takes time for padding too, so inputs of similar length go through a model together. Sentences
-# of SemEval-2010 Task 8, forward and backward, took 1.0 s and not 1.55 in an encoder (32 at a time),
-# 1.09 s and not 1.26 in a MiniLM warm start (16 with one passage); models from scratch gain as much.
+# A CPU takes time for padding too, so inputs of similar length go through a model together.
+# Sentences of SemEval-2010 Task 8, forward and backward, took 1.0 s and not 1.55 in an encoder (32
+# at a time), 1.09 s and not 1.26 in a MiniLM warm start (16 with one passage each); small models
+# from scratch gain as much.
 CPU_GROUP = 8
 
 
