@@ -28,7 +28,8 @@ from lightning_rag.files import Json, write_json
 log = logging.getLogger(__name__)
 
 Variant = Literal["lucene", "robertson", "atire"]
-Cut = Callable[[Sequence[str]], list[list[str]]]
+# Cuts texts into words: for each text numbers of a list of words that is of these texts alone.
+Cut = Callable[[Sequence[str]], tuple[list[list[int]], list[str]]]
 BLOCK = 50_000  # passages counted at once
 SAMPLE = 2000  # passages that are looked at to tell what is needed
 WORDS, LENGTHS, HOLDING = "words.json", "lengths.npy", "holding.npy"
@@ -121,7 +122,7 @@ def bm25_folder(
         parent: folder of all such folders.
         key: what the words of the passages depend on.
         keys: M texts.
-        cut: makes lists of words of texts.
+        cut: makes words of texts.
         k1: saturation of the term frequency.
         b: strength of the length normalisation, 0 to 1.
         method: variant, as in `BM25Index`.
@@ -144,7 +145,7 @@ def bm25_folder(
 def bm25_room(keys: Sequence[str], cut: Cut) -> Room:
     """Return what building and using the index takes, from a sample of the passages."""
     step = max(1, len(keys) // SAMPLE)
-    words = cut([keys[row] for row in range(0, len(keys), step)])
+    words, _ = cut([keys[row] for row in range(0, len(keys), step)])
     share = len(keys) / len(words)
     postings = share * sum(len(set(passage)) for passage in words)
     half, whole = (len({*itertools.chain(*words[:end])}) for end in (len(words) // 2, None))
@@ -166,9 +167,9 @@ def _write(folder: Path, keys: Sequence[str], cut: Cut) -> Mapping[str, Json]:
     shown = time.monotonic()
     blocks = 0
     for blocks, texts in enumerate(_blocks(keys), start=1):
-        words = cut(texts)
+        words, names = cut(texts)
         lengths.append(np.array([len(passage) for passage in words], dtype=np.int32))
-        found, starts, rows, counts = _postings(words, lengths[-1], numbers)
+        found, starts, rows, counts = _postings(words, names, lengths[-1], numbers)
         parts: list[NDArray[np.generic]] = [found, starts, rows, counts]
         for part, values in zip(PARTS, parts, strict=True):
             np.save(_part(folder, blocks - 1, part), values)
@@ -184,15 +185,27 @@ def _write(folder: Path, keys: Sequence[str], cut: Cut) -> Mapping[str, Json]:
 
 
 def _postings(
-    words: Sequence[Sequence[str]], lengths: NDArray[np.int32], numbers: dict[str, int]
+    words: Sequence[Sequence[int]],
+    names: Sequence[str],
+    lengths: NDArray[np.int32],
+    numbers: dict[str, int],
 ) -> tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.int32], NDArray[np.uint16]]:
     """Count the words of a block; new ones get the next numbers.
+
+    Args:
+        words: for each passage numbers of `names`.
+        names: words of the block.
+        lengths: (n,) words of each passage.
+        numbers: word -> its number in the whole index.
 
     Returns:
         Its words (W,) ascending, where the postings of each start (W + 1,), rows and counts (P,).
     """
-    flat = (numbers.setdefault(word, len(numbers)) for passage in words for word in passage)
-    ids = np.fromiter(flat, dtype=np.int64, count=int(lengths.sum()))
+    flat = itertools.chain.from_iterable(words)
+    local = np.fromiter(flat, dtype=np.int64, count=int(lengths.sum()))
+    known, places = np.unique(local, return_inverse=True)
+    of_index = [numbers.setdefault(names[word], len(numbers)) for word in known.tolist()]
+    ids = np.array(of_index, dtype=np.int64)[places]
     rows = np.repeat(np.arange(len(words)), lengths)
     pairs, counts = np.unique(ids * BLOCK + rows, return_counts=True)
     found, starts = np.unique(pairs // BLOCK, return_index=True)

@@ -22,6 +22,7 @@ from lightning_rag.errors import UserError
 
 if TYPE_CHECKING:
     import bm25s  # type: ignore[import-untyped]
+    import Stemmer  # type: ignore[import-not-found]
 
 log = logging.getLogger(__name__)
 
@@ -184,7 +185,7 @@ class BM25(FirstStage):
         stemmer: str | None = "english",
         stop_words: str | None = "english",
     ) -> None:
-        import Stemmer  # type: ignore[import-not-found]
+        import Stemmer
 
         if k1 < 0:
             raise UserError(f"BM25: k1 is {k1}; legal: 0 or more")
@@ -246,7 +247,7 @@ class BM25(FirstStage):
             request.folder,
             key,
             request.keys,
-            self.words,
+            self.numbered_words,
             k1=self.k1,
             b=self.b,
             method=self.method,
@@ -255,16 +256,33 @@ class BM25(FirstStage):
     def words(self, texts: Sequence[str]) -> list[list[str]]:
         """Cut texts into lower-case stemmed words of two characters or more."""
         import bm25s
-        import Stemmer
 
         words: list[list[str]] = bm25s.tokenize(
             list(texts),
             stopwords=self.stop_words or [],
-            stemmer=None if self.stemmer is None else Stemmer.Stemmer(self.stemmer),
+            stemmer=self._stemmer(),
             return_ids=False,
             show_progress=False,
         )
         return words
+
+    def numbered_words(self, texts: Sequence[str]) -> tuple[list[list[int]], list[str]]:
+        """Return what `words` does, as numbers of a list of words, and that list."""
+        import bm25s
+
+        cut = bm25s.tokenize(
+            list(texts),
+            stopwords=self.stop_words or [],
+            stemmer=self._stemmer(),
+            return_ids=True,
+            show_progress=False,
+        )
+        return cut.ids, sorted(cut.vocab, key=cut.vocab.__getitem__)
+
+    def _stemmer(self) -> Stemmer.Stemmer | None:
+        import Stemmer
+
+        return None if self.stemmer is None else Stemmer.Stemmer(self.stemmer)
 
 
 class Random(FirstStage):

@@ -124,7 +124,7 @@ class RagDataModule(LightningDataModule):
         cache_dir: folder of the candidates and embeddings that were computed before.
         seed: seed of splits, order and random retrieval; the command line's `seed_everything`.
         store: where passages and their index are: in "memory", or on "disk" (in `cache_dir`, mapped
-            into memory), for more than memory can hold; "auto" = on disk where the file of the
+            into memory), for more than memory can hold; None = on disk where the file of the
             passages is larger than 1 GiB and its reader can leave them there.
     """
 
@@ -149,7 +149,7 @@ class RagDataModule(LightningDataModule):
         predict_split: SplitName = "test",
         cache_dir: str = ".cache/lightning_rag",
         seed: int = 0,
-        store: Keeping = "auto",
+        store: Keeping | None = None,
     ) -> None:
         super().__init__()
         for argument, value in (
@@ -178,7 +178,7 @@ class RagDataModule(LightningDataModule):
         self.predict_split = predict_split
         self.cache_dir = Path(cache_dir).expanduser()
         self.seed = seed
-        self.keeping: Keeping = store
+        self.keeping = store
         self._splits: Splits | None = None
         self._store: PassageStore | None = None
         self._queries: dict[SplitName, QuerySet] = {}

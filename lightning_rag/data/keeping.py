@@ -12,14 +12,14 @@ from lightning_rag.data.splits import Splits
 from lightning_rag.data.store import PassageStore
 from lightning_rag.errors import UserError
 
-Keeping = Literal["auto", "memory", "disk"]
+Keeping = Literal["memory", "disk"]
 
-LARGE = 2**30  # bytes of a file of passages, packed or not, above which "auto" means disk
+LARGE = 2**30  # bytes of a file of passages, packed or not, that are kept on disk by default
 PACKED = 3.0  # how often larger a text is when it is unpacked, about
 
 
 def read_data(
-    reader: Reader, root: Path | None, seed: int, keeping: Keeping
+    reader: Reader, root: Path | None, seed: int, keeping: Keeping | None
 ) -> tuple[Splits, Corpus | None]:
     """Read a data set; its passages too, or where they are to be read from.
 
@@ -27,22 +27,25 @@ def read_data(
         reader: reads it.
         root: folder of the data sets.
         seed: seed of the cuts.
-        keeping: where the passages will be.
+        keeping: where the passages will be; None = by the size of their file.
 
     Raises:
         UserError: an unknown place, or an error of the reader.
     """
-    if keeping not in get_args(Keeping):
-        raise UserError(f"data.store is {keeping!r}; legal: {', '.join(get_args(Keeping))}")
+    if keeping is not None and keeping not in get_args(Keeping):
+        legal = ", ".join(get_args(Keeping))
+        raise UserError(
+            f"data.store is {keeping!r}; legal: {legal}, or null for the choice by size"
+        )
     if keeping == "memory" or not isinstance(reader, StreamingReader):
         return reader.read(root, seed), None
-    if keeping == "auto" and reader.corpus_file(root).stat().st_size <= LARGE:
+    if keeping is None and reader.corpus_file(root).stat().st_size <= LARGE:
         return reader.read(root, seed), None
     return reader.read_apart(root, seed)
 
 
 def make_store(
-    splits: Splits, corpus: Corpus | None, keeping: Keeping, folder: Path
+    splits: Splits, corpus: Corpus | None, keeping: Keeping | None, folder: Path
 ) -> PassageStore:
     """Make the passage store.
 
@@ -65,7 +68,7 @@ def make_store(
     if not passages or any(passage.instance is not None for passage in passages):
         raise UserError(
             "data.store is disk, and the passages are labelled instances, which are in memory in "
-            "any case; legal: memory, auto"
+            "any case; legal: memory, null"
         )
     key = {"passages": PassageStore(passages).fingerprint}
     size = sum(len((p.id + p.title + p.text).encode("utf-8", "surrogatepass")) for p in passages)

@@ -50,14 +50,14 @@ class Dense(FirstStage):
         search_parameters: str = "",
         batch_size: int = 64,
         cache_dir: str | None = None,
-        vector_type: VectorType = "float32",
+        vector_type: VectorType | None = None,
     ) -> None:
         if batch_size < 1:
             raise UserError(f"Dense: batch_size is {batch_size}; legal: 1 or more")
-        if vector_type not in get_args(VectorType):
+        if vector_type is not None and vector_type not in get_args(VectorType):
             legal = ", ".join(get_args(VectorType))
             raise UserError(f"Dense: vector_type is {vector_type!r}; legal: {legal}")
-        self.vector_type: VectorType = vector_type
+        self.vector_type: VectorType = vector_type or "float32"
         self.encoder = encoder
         self.factory = factory
         self.search_parameters = search_parameters

@@ -15,8 +15,14 @@ from lightning_rag.errors import DataError
 NOTHING = np.empty(0, dtype=np.int64)
 
 
-def cut(texts):
+def split(texts):
     return [text.split() for text in texts]
+
+
+def cut(texts):
+    names = sorted({word for words in split(texts) for word in words} | {"never"}, reverse=True)
+    numbers = {name: number for number, name in enumerate(names)}
+    return [[numbers[word] for word in words] for words in split(texts)], names
 
 
 @pytest.fixture
@@ -36,7 +42,7 @@ def corpus(monkeypatch):
 @pytest.mark.parametrize(("k1", "b"), [(1.2, 0.75), (0.0, 0.3), (2.0, 0.0), (0.9, 1.0)])
 def test_scores_are_those_in_memory(tmp_path, corpus, method, k1, b):
     disk = bm25_folder(tmp_path, {}, corpus, cut, k1=k1, b=b, method=method)
-    memory = BM25Index(cut(corpus), k1=k1, b=b, method=method)
+    memory = BM25Index(split(corpus), k1=k1, b=b, method=method)
     for query in (["w0"], ["w5", "w0", "w59"], ["w3", "w3", "zz"], ["zz"], []):
         np.testing.assert_array_equal(disk.scores(query), memory.scores(query))
 
@@ -47,7 +53,7 @@ def test_one_index_serves_every_variant(tmp_path, corpus):
 
     bm25_folder(tmp_path, {}, corpus, cut, k1=1.2, b=0.75, method="lucene")
     other = bm25_folder(tmp_path, {}, corpus, fail, k1=0.9, b=0.4, method="atire")
-    expected = BM25Index(cut(corpus), k1=0.9, b=0.4, method="atire").scores(["w1", "w7"])
+    expected = BM25Index(split(corpus), k1=0.9, b=0.4, method="atire").scores(["w1", "w7"])
     np.testing.assert_array_equal(other.scores(["w1", "w7"]), expected)
 
 
@@ -67,7 +73,7 @@ def test_search_is_that_in_memory(tmp_path, corpus):
 def test_passages_without_words(tmp_path, texts, monkeypatch):
     monkeypatch.setattr(module, "BLOCK", 1)
     disk = bm25_folder(tmp_path, {}, texts, cut, k1=1.2, b=0.75, method="lucene")
-    memory = BM25Index(cut(texts), k1=1.2, b=0.75, method="lucene")
+    memory = BM25Index(split(texts), k1=1.2, b=0.75, method="lucene")
     np.testing.assert_array_equal(disk.scores(["one"]), memory.scores(["one"]))
 
 
