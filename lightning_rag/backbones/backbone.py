@@ -34,6 +34,8 @@ class Backbone(nn.Module):
         config: how texts become inputs.
         truncated: number of texts that lost tokens so far.
         tokens: number of tokens, padding not counted, that went through the model so far.
+        differentiated: number of those whose results have a gradient, be it in the weights or only
+            in what the model was given, such as a soft prompt.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class Backbone(nn.Module):
         self.config = config
         self.truncated = 0
         self.tokens = 0
+        self.differentiated = 0
         self.layout = read_layout(tokenizer)
         pad_id = tokenizer.pad_token_id
         # Some decoder-only models have no padding token; the mask hides whatever stands there.
@@ -84,6 +87,11 @@ class Backbone(nn.Module):
         backend = self.tokenizer.backend_tokenizer
         serialized: str = backend.to_str()
         return serialized
+
+    def _differentiate(self, since: int, *results: Tensor) -> None:
+        """Count the tokens since there were `since` of them, if the results have a gradient."""
+        if any(result.requires_grad for result in results):
+            self.differentiated += self.tokens - since
 
     def _pad(self, rows: Sequence[Row], *, left: bool = False) -> Padded:
         """Pad rows and count their tokens."""

@@ -79,7 +79,7 @@ class CrossEncoder(Backbone):
         chunk = self.config.encode_chunk if torch.is_grad_enabled() else None
         recompute = chunk is not None and chunk < len(rows)
         groups = length_groups([len(row.ids) for row in rows], self.device, chunk)
-        logits = []
+        logits, since = [], self.tokens
         for group in groups:
             batch = self._pad([rows[i] for i in group])
             inputs = (batch.ids, batch.mask, batch.segments)
@@ -87,6 +87,7 @@ class CrossEncoder(Backbone):
                 logits.append(checkpoint(self._logits, *inputs, use_reentrant=False))
             else:
                 logits.append(self._logits(*inputs))
+        self._differentiate(since, *logits)
         back = torch.tensor([i for group in groups for i in group], device=self.device).argsort()
         return torch.cat(logits)[back]
 

@@ -169,9 +169,11 @@ class Encoder(Backbone):
         self, pieces: Sequence[Piece], embed: Callable[[Sequence[Piece], _Inputs], Tensor]
     ) -> Tensor:
         """Embed pieces, in chunks of similar length where gradients shall cost little memory."""
-        size = self.config.encode_chunk
+        size, since = self.config.encode_chunk, self.tokens
         if size is None or len(pieces) <= size or not torch.is_grad_enabled():
-            return embed(pieces, self._inputs(pieces))
+            whole = embed(pieces, self._inputs(pieces))
+            self._differentiate(since, whole)
+            return whole
         order = sorted(range(len(pieces)), key=lambda i: len(pieces[i].ids))
         vectors = []
         for start in range(0, len(order), size):
@@ -179,6 +181,7 @@ class Encoder(Backbone):
             # Padded outside: tokens are counted once, as they are without chunks.
             inputs = self._inputs(chunk)
             vectors.append(checkpoint(embed, chunk, inputs, use_reentrant=False))
+        self._differentiate(since, *vectors)
         back = torch.tensor(order, device=self.device).argsort()
         return torch.cat(vectors)[back]
 

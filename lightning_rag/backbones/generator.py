@@ -56,12 +56,13 @@ class Generator(PromptedBackbone, ABC):
         """
         self._check_batch(prompts, soft_prompt)
         self._check_targets(prompts, targets)
-        answers = self._answers(targets)
+        answers, since = self._answers(targets), self.tokens
         self.tokens += sum(len(answer) for answer in answers)
         rows = torch.tensor([b for b, answer in enumerate(answers) for _ in answer])
         steps = torch.tensor([t for answer in answers for t in range(len(answer))])
         rows, steps = rows.to(self.device), steps.to(self.device)
         logits = self._answer_logits(prompts, answers, rows, steps, soft_prompt)  # (N, V)
+        self._differentiate(since, logits)
         each = _log_p(logits, [token for answer in answers for token in answer])
         # Placed, not added up at random: the order of a sum changes its last bits.
         table = each.new_zeros(len(answers), max(map(len, answers)))
@@ -151,11 +152,13 @@ class Generator(PromptedBackbone, ABC):
             )
         tries = [self._trie(tuple(answers)) for answers in options]
         scores: list[Tensor] = []
+        since = self.tokens
         for start, stop in _batches([len(trie.rows) for trie in tries], ROWS_PER_CALL):
             plan = plan_scoring(tries[start:stop])
             self.tokens += sum(map(len, plan.row_tokens))
             soft = None if soft_prompt is None else soft_prompt[start:stop]
             scores += self._shared_scores(prompts[start:stop], plan, soft)
+        self._differentiate(since, *scores)
         return scores
 
     def score_plan(
@@ -185,11 +188,14 @@ class Generator(PromptedBackbone, ABC):
             raise ValueError(
                 f"{len(prompts)} prompts need a plan for as many, got one for {len(plan.counts)}"
             )
+        since = self.tokens
         self.tokens += sum(map(len, plan.row_tokens))
         repeated = plan.repeated(self.end_id)
         recomputed = self.training and self.config.gradient_checkpointing
         if not (recomputed and torch.is_grad_enabled() and repeated.prompts):
-            return self._shared_scores(prompts, plan, soft_prompt)
+            scores = self._shared_scores(prompts, plan, soft_prompt)
+            self._differentiate(since, *scores)
+            return scores
         owners = torch.tensor(repeated.prompts)
         logits = self._answer_logits(
             [prompts[b] for b in repeated.prompts],
@@ -198,6 +204,7 @@ class Generator(PromptedBackbone, ABC):
             torch.tensor(repeated.steps, dtype=torch.long, device=self.device),
             None if soft_prompt is None else soft_prompt[owners.to(soft_prompt.device)],
         )
+        self._differentiate(since, logits)
         roots = len(plan.root_nodes)
         return plan.scores(logits[:roots], logits[roots:])
 

@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -20,6 +20,14 @@ from lightning_rag.types import RagBatch
 
 Counters = dict[str, float]
 
+
+class Tokens(NamedTuple):
+    """What a group's model has read so far."""
+
+    read: int
+    differentiated: int | None  # of these; None = it does not say
+
+
 TRAINING = ("estimate", "refresh", "train")  # what training costs; the others look at what it did
 TEST = "test"  # what is booked under no phase
 
@@ -30,11 +38,13 @@ class CostLedger(Callback):
     `seconds/train` counts training batches, `seconds/evaluate` validation and test batches,
     `seconds/estimate` a phase's estimate pass, `seconds/refresh` encoding the store again for an
     index that training reads (one that only evaluation reads is a part of that). Tokens
-    are non-padding tokens through each group's model. FLOPs are estimated from them: 2 per token
-    and parameter that is no embedding for a forward pass, 6 with the backward pass where the group
-    learns (Kaplan et al. 2020, arXiv 2001.08361, section 2.1). That leaves attention's quadratic
-    part out, and charges the tokens of an encoder-decoder with both of its halves. `flops` is the
-    phase's sum, `flops/<what>` its parts.
+    are non-padding tokens through each group's model. FLOPs are estimated from them, for each token
+    and parameter that is no embedding: 2 for a forward pass, 2 more where a gradient passes through
+    (to adapters, or through a frozen generator to a soft prompt), and again 2 where the parameter
+    learns, which makes the 6 of Kaplan et al. 2020 (arXiv 2001.08361, section 2.1). That leaves
+    attention's quadratic part out, and what is computed twice to save memory, and it charges the
+    tokens of an encoder-decoder with both of its halves. `flops` is the phase's sum, `flops/<what>`
+    its parts.
     Memory is the process's peak resident size, and the device's peak where there is one.
 
     Several processes each keep books of their own until `agree`: then tokens and FLOPs are summed,
@@ -50,8 +60,10 @@ class CostLedger(Callback):
         self._own: dict[str, Counters] = {}  # of this process, since the processes agreed
         self._device = torch.device("cpu")
         self._since = time.perf_counter()
-        self._tokens: dict[str, int] = {}
-        self._sizes: dict[str, int] = {}  # parameters of each group: counting takes a millisecond
+        self._tokens: dict[str, Tokens] = {}
+        # Counting parameters takes a millisecond: of each group, and of each phase and group.
+        self._sizes: dict[str, int] = {}
+        self._backwards: dict[tuple[str, str], float] = {}
 
     def state_dict(self) -> dict[str, Any]:
         """Return the books, so that a resumed run goes on counting."""
@@ -73,19 +85,34 @@ class CostLedger(Callback):
         books = self._own if process_count() > 1 else self.phases
         book = books.setdefault(name, {})
         _add(book, f"seconds/{what}", time.perf_counter() - self._since)
-        for group, count in _tokens(method).items():
-            tokens = count - self._tokens.get(group, 0)
+        for group, now in _tokens(method).items():
+            since = self._tokens.get(group, Tokens(0, 0))
+            tokens = now.read - since.read
             if tokens == 0:
                 continue
-            learns = what == "train" and group in method.phase.trains
+            if now.differentiated is not None:
+                back = now.differentiated - (since.differentiated or 0)
+            else:  # a model of somebody's own, which does not say
+                back = tokens if what == "train" and group in method.phase.trains else 0
             if group not in self._sizes:
                 self._sizes[group] = _parameters(method.groups()[group])
             _add(book, f"tokens/{group}/{what}", tokens)
-            flops = (6.0 if learns else 2.0) * self._sizes[group] * tokens
+            flops = 2.0 * self._sizes[group] * tokens
+            if back:
+                flops += self._backward(method, group) * back
             _add(book, "flops", flops)
             _add(book, f"flops/{what}", flops)
         for memory, size in _peak_memory().items():
             book[memory] = max(book.get(memory, 0.0), size)
+
+    def _backward(self, method: Method, group: str) -> float:
+        """Return the FLOPs of a backward pass through a group's model in this phase, by token."""
+        place = (method.phase.name, group)
+        if place not in self._backwards:
+            module = method.groups()[group]
+            learning = _parameters(module, learning=True)
+            self._backwards[place] = 2.0 * (_parameters(module) + learning)
+        return self._backwards[place]
 
     def agree(self) -> None:
         """Put the books of all processes together; each of them has to call this."""
@@ -217,21 +244,32 @@ def _add(book: Counters, name: str, value: float) -> None:
     book[name] = book.get(name, 0.0) + value
 
 
-def _tokens(method: Method) -> dict[str, int]:
+def _tokens(method: Method) -> dict[str, Tokens]:
     """Return the tokens that each group's model has processed so far."""
-    groups = method.groups()
-    return {name: int(getattr(group, "tokens", 0)) for name, group in groups.items()}
+    return {
+        name: Tokens(int(getattr(group, "tokens", 0)), getattr(group, "differentiated", None))
+        for name, group in method.groups().items()
+    }
 
 
-def _parameters(module: nn.Module) -> int:
-    """Count the parameters that are multiplied with every token: all but embeddings."""
+def _parameters(module: nn.Module, *, learning: bool = False) -> int:
+    """Count the parameters that are multiplied with every token: all but embeddings.
+
+    Args:
+        module: a group's model.
+        learning: count those alone that learn.
+    """
     embeddings = {
         id(parameter)
         for child in module.modules()
         if isinstance(child, nn.Embedding)
         for parameter in child.parameters()
     }
-    return sum(p.numel() for p in module.parameters() if id(p) not in embeddings)
+    return sum(
+        p.numel()
+        for p in module.parameters()
+        if id(p) not in embeddings and (p.requires_grad or not learning)
+    )
 
 
 def _peak_memory() -> Counters:

@@ -70,6 +70,11 @@ class InstanceRetriever(nn.Module):
         return self.encoder.tokens
 
     @property
+    def differentiated(self) -> int:
+        """Those of them whose results have a gradient."""
+        return self.encoder.differentiated
+
+    @property
     def truncated(self) -> int:
         """Texts that lost tokens so far."""
         return self.encoder.truncated

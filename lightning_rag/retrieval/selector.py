@@ -85,6 +85,11 @@ class Selector(nn.Module, ABC):
         return sum(model.tokens for model in self._models())
 
     @property
+    def differentiated(self) -> int:
+        """Those of them whose results have a gradient."""
+        return sum(model.differentiated for model in self._models())
+
+    @property
     def truncated(self) -> int:
         """Texts that lost tokens so far."""
         return sum(model.truncated for model in self._models())
