@@ -1,11 +1,12 @@
 """The command line: `python -m lightning_rag.cli {fit,validate,test,predict} --config …`.
 
-Beside these, which are the Trainer's, there are `compare RUNS… --output FOLDER`, `sweep FILE` and
-`export CHECKPOINT --output FOLDER`.
+Beside these, which are the Trainer's, there are `compare RUNS… --output FOLDER`, `sweep FILE`,
+`export CHECKPOINT --output FOLDER` and `request --config … --output FILE`.
 """
 
 from __future__ import annotations
 
+import argparse
 import logging
 import os
 import sys
@@ -34,7 +35,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from lightning_rag.backbones.config import EncoderConfig, GeneratorConfig
 from lightning_rag.callbacks.budget import Budget, BudgetConfig
-from lightning_rag.callbacks.checkpoints import InitialWeights, ResumePoint
+from lightning_rag.callbacks.checkpoints import InitialWeights, Replace, ResumePoint
 from lightning_rag.callbacks.cost_ledger import CostLedger
 from lightning_rag.callbacks.dashboard import Dashboard
 from lightning_rag.callbacks.evaluator import Evaluator
@@ -42,12 +43,14 @@ from lightning_rag.callbacks.index_refresh import IndexRefresh
 from lightning_rag.callbacks.phases import PhaseSchedule
 from lightning_rag.callbacks.predictions import PredictionWriter
 from lightning_rag.callbacks.run_files import RunFiles
+from lightning_rag.comparison.command import main as compare
 from lightning_rag.configuration import configuration_hash, hyper_parameters, weights_name
 from lightning_rag.data.datamodule import RagDataModule
 from lightning_rag.errors import UserError
 from lightning_rag.export import export
 from lightning_rag.methods.base import Method
 from lightning_rag.methods.optimization import OptimizerConfig
+from lightning_rag.methods.preferences import request_preferences
 
 TRACEBACK = "LIGHTNING_RAG_TRACEBACK"
 # Names of a trainer's strategy that mean that each process holds the whole models.
@@ -234,32 +237,6 @@ class RunConfig(SaveConfigCallback):
                 self.parser.save(config, folder / "config.yaml", skip_none=False, overwrite=True)
 
 
-class Replace(Callback):
-    """Removes what a former run left in the folder, as soon as the new one can begin.
-
-    Until then it stays: a mistake in the new configuration must not cost the old checkpoints.
-
-    Args:
-        folder: the run's folder.
-        estimates: also what it has found within an estimate, so that it is found anew. Otherwise a
-            run that was killed before its first checkpoint is started again and goes on from there.
-    """
-
-    def __init__(self, folder: Path, *, estimates: bool) -> None:
-        self.stale = [
-            path
-            for path in folder.rglob("*")
-            if path.is_file() and (estimates or folder / "estimates" not in path.parents)
-        ]
-
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Remove the files that were there before; `RunConfig` replaces its own."""
-        if trainer.is_global_zero:
-            for path in self.stale:
-                if path.name != "config.yaml":
-                    path.unlink(missing_ok=True)
-
-
 def _strategy(name: str) -> DDPStrategy:
     """Return the strategy of several processes that a name stands for.
 
@@ -333,40 +310,6 @@ def _flat(config: Namespace) -> dict[str, str | int | float | bool]:
     return flat
 
 
-def _compare(words: Sequence[str]) -> None:
-    """Run `compare`: one report on finished runs."""
-    parser = ArgumentParser(
-        prog="python -m lightning_rag.cli compare",
-        description="Compare finished runs by their files alone, and write one report: "
-        "report.html, report.md, tables, plots, and a run for TensorBoard.",
-        allow_abbrev=False,
-    )
-    parser.add_argument("runs", type=str, nargs="+", help="Folders of runs, or above them.")
-    parser.add_argument(
-        "--output", type=str, required=True, help="A new folder, or one with a former report."
-    )
-    parser.add_argument(
-        "--metric", type=str | None, default=None, help="Compare by it; null = the task's own."
-    )
-    parser.add_argument("--resamples", type=int, default=10_000, help="Of bootstraps and tests.")
-    parser.add_argument("--confidence", type=float, default=0.95, help="Of all intervals.")
-    parser.add_argument("--seed", type=int, default=0, help="Of the resampling.")
-    parser.add_argument("--examples", type=int, default=20, help="Queries that are shown.")
-    config = parser.parse_args(list(words))
-    # Here, because matplotlib and statsmodels take a second that no other command needs to wait.
-    from lightning_rag.comparison.compare import compare
-
-    compare(
-        config.runs,
-        config.output,
-        metric=config.metric,
-        resamples=config.resamples,
-        confidence=config.confidence,
-        seed=config.seed,
-        examples=config.examples,
-    )
-
-
 def _export(words: Sequence[str]) -> None:
     """Run `export`: a run's models as folders that other tools load."""
     parser = ArgumentParser(
@@ -390,6 +333,24 @@ def _export(words: Sequence[str]) -> None:
     export(Path(config.checkpoint), Path(config.output), merge=config.merge)
 
 
+def _request(words: Sequence[str]) -> None:
+    """Run `request`: what another program needs to compute the preferences for a method."""
+    options = argparse.ArgumentParser(  # which leaves what it does not know to the other parser
+        prog="python -m lightning_rag.cli request",
+        description="Write which candidates of the training queries RUIE's generator is to score, "
+        "with prompts and answers, for another program; fit --model.preferences reads its scores. "
+        "All arguments of fit are arguments of this command too.",
+        allow_abbrev=False,
+    )
+    options.add_argument(
+        "--output", required=True, help="File of JSON Lines; packed if its name ends in .gz."
+    )
+    own, rest = options.parse_known_args(list(words))
+    parser = capture_parser(lambda: _train(None))
+    made = parser.instantiate_classes(parser.parse_args(["fit", *rest])).fit
+    request_preferences(made.model, made.data, Path(own.output).expanduser())
+
+
 def _train(words: Sequence[str] | None, *, exit_on_error: bool = True) -> None:
     """Run a subcommand of the Trainer; None takes the process's arguments."""
     # An absolute ${…} follows a flag that overrides its target, in every subcommand.
@@ -408,7 +369,8 @@ def _train(words: Sequence[str] | None, *, exit_on_error: bool = True) -> None:
             "exit_on_error": exit_on_error,
             "epilog": "Beside these: compare RUNS… --output FOLDER, one report on finished runs; "
             "sweep FILE, many runs from one file; export CHECKPOINT --output FOLDER, the models of "
-            "a run for other tools (each has --help).",
+            "a run for other tools; request --output FILE, preferences to compute elsewhere (each "
+            "has --help).",
         },
         save_config_callback=RunConfig,
         save_config_kwargs={"overwrite": True},
@@ -444,8 +406,10 @@ def main(args: Sequence[str] | None = None) -> int:
     try:
         if list(words[:1]) == ["export"]:
             _export(words[1:])
+        elif list(words[:1]) == ["request"]:
+            _request(words[1:])
         elif list(words[:1]) == ["compare"]:
-            _compare(words[1:])
+            compare(words[1:])
         elif list(words[:1]) == ["sweep"]:
             # Here, because it is built on this module.
             from lightning_rag.sweep.command import main as sweep

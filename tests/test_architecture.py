@@ -45,6 +45,7 @@ ALLOWED: Mapping[str, set[str]] = {
 THIRD_PARTY: Mapping[str, set[str]] = {"functional": {"torch"}, "types": {"torch"}, "errors": set()}
 VAGUE = {"utils", "util", "helpers", "helper", "common", "misc"}
 PICKLES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve"}
+LONGEST = 450  # lines of a file
 DANGEROUS = {"trust_remote_code": True, "allow_pickle": True, "weights_only": False}
 
 
@@ -56,7 +57,9 @@ class Module:
         self.is_package = parts[-1] == "__init__"
         self.name = ".".join(parts[:-1] if self.is_package else parts)  # without the package's
         self.part = parts[0]
-        self.tree = ast.parse(path.read_text(encoding="utf-8"), str(path))
+        source = path.read_text(encoding="utf-8")
+        self.lines = len(source.splitlines())
+        self.tree = ast.parse(source, str(path))
 
     def imports(self) -> Iterator[tuple[int, str]]:
         """Line and absolute dotted name of everything imported, at any depth of the file."""
@@ -99,6 +102,7 @@ def violations(root: Path) -> list[str]:
             *directions(module),
             *no_concrete_method(module, concrete),
             *no_vague_name(module),
+            *no_long_file(module),
             *no_class_test(module, classes),
             *no_pickle(module),
         ]
@@ -143,6 +147,12 @@ def no_vague_name(module: Module) -> Iterator[tuple[int, str]]:
     vague = {part.strip("_") for part in module.name.split(".")} & VAGUE
     if vague:
         yield 1, f"a module must not be called {vague.pop()}"
+
+
+def no_long_file(module: Module) -> Iterator[tuple[int, str]]:
+    """More than can be read at once."""
+    if module.lines > LONGEST:
+        yield module.lines, f"a file must not have more than {LONGEST} lines"
 
 
 def no_class_test(module: Module, classes: set[str]) -> Iterator[tuple[int, str]]:
@@ -305,6 +315,10 @@ BAD = {
     "a vague package": (
         ("data/_helpers/a.py", ""),
         "data._helpers.a:1: a module must not be called helpers",
+    ),
+    "a long file": (
+        ("data/a.py", "\n" * 451),
+        "data.a:451: a file must not have more than 450 lines",
     ),
     "a test of the class": (
         ("callbacks/a.py", "def f(m): return isinstance(m, int | methods.Dro)"),

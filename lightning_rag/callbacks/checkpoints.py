@@ -1,9 +1,10 @@
-"""What a run begins with, and where it can go on from."""
+"""What a run begins with, what it replaces, and where it can go on from."""
 
 from __future__ import annotations
 
 import logging
 import os
+import shutil
 from pathlib import Path
 
 import torch
@@ -29,6 +30,45 @@ def save_checkpoint(trainer: Trainer, path: Path, *, resumable: bool) -> None:
     if trainer.is_global_zero:
         os.replace(temporary, path)
     trainer.strategy.barrier("save_checkpoint")  # the others may read it
+
+
+def link_checkpoint(source: Path, target: Path) -> None:
+    """Make `target` the same file as `source`; a copy, where the file system has no links."""
+    if target.exists() and target.samefile(source):
+        return
+    temporary = target.with_name(f".{target.name}.tmp")
+    temporary.unlink(missing_ok=True)
+    try:
+        os.link(source, temporary)
+    except OSError:
+        shutil.copyfile(source, temporary)
+    os.replace(temporary, target)
+
+
+class Replace(Callback):
+    """Removes what a former run left in the folder, as soon as the new one can begin.
+
+    Until then it stays: a mistake in the new configuration must not cost the old checkpoints.
+
+    Args:
+        folder: the run's folder.
+        estimates: also what it has found within an estimate, so that it is found anew. Otherwise a
+            run that was killed before its first checkpoint is started again and goes on from there.
+    """
+
+    def __init__(self, folder: Path, *, estimates: bool) -> None:
+        self.stale = [
+            path
+            for path in folder.rglob("*")
+            if path.is_file() and (estimates or folder / "estimates" not in path.parents)
+        ]
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Remove the files that were there before; the configuration is replaced later."""
+        if trainer.is_global_zero:
+            for path in self.stale:
+                if path.name != "config.yaml":
+                    path.unlink(missing_ok=True)
 
 
 class InitialWeights(Callback):

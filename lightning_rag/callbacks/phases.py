@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -19,7 +18,7 @@ from torch import Tensor
 from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
 from lightning_rag.callbacks.budget import out_of_budget
-from lightning_rag.callbacks.checkpoints import save_checkpoint
+from lightning_rag.callbacks.checkpoints import link_checkpoint, save_checkpoint
 from lightning_rag.callbacks.cost_ledger import booked
 from lightning_rag.callbacks.estimate_shards import (
     EstimateShards,
@@ -412,7 +411,7 @@ class PhaseSchedule(Callback):
     def _link(self, trainer: Trainer, source: Path, target: Path) -> None:
         """Make `target` the same file as `source`, before any process goes on."""
         if trainer.is_global_zero:
-            _link(source, target)
+            link_checkpoint(source, target)
         trainer.strategy.barrier("link")
 
     def _save(self, trainer: Trainer, file: str) -> None:
@@ -447,16 +446,3 @@ def _affords(method: Method, book: Callable[[], None]) -> bool:
     """Whether the budget lasts, as `book` finds it."""
     book()
     return not out_of_budget(method)
-
-
-def _link(source: Path, target: Path) -> None:
-    """Make `target` the same file as `source`; a copy, where the file system has no links."""
-    if target.exists() and target.samefile(source):
-        return
-    temporary = target.with_name(f".{target.name}.tmp")
-    temporary.unlink(missing_ok=True)
-    try:
-        os.link(source, temporary)
-    except OSError:
-        shutil.copyfile(source, temporary)
-    os.replace(temporary, target)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
@@ -22,6 +22,7 @@ from lightning_rag.errors import UserError
 from lightning_rag.functional.processes import process_count, query_mean, shared_mean, summed
 from lightning_rag.methods.optimization import OptimizerConfig
 from lightning_rag.methods.phase import Bank, Phase, check_schedule
+from lightning_rag.methods.weights import check_weights
 from lightning_rag.types import (
     Evaluated,
     LossTerms,
@@ -62,6 +63,7 @@ class Method(LightningModule, ABC):
             only; None = the method has no index.
         refreshed_at: global step of the last refresh; -1 = the index does not fit the weights.
         stopped: whether no further step may be taken, though phases are left (a used up budget).
+        learned: names of the phases that have taken a step.
         index: (M, …) the vectors of the store as last refreshed, a buffer that is not persistent.
     """
 
@@ -89,6 +91,8 @@ class Method(LightningModule, ABC):
         self.phase_start = 0  # global step at which the phase began
         self.refreshed_at = -1
         self.stopped = False
+        self.learned: list[str] = []
+        self._kept: list[Retrieved] | None = None  # None = nothing is to be kept
         self._data: RagDataModule | None = None
         self._phases: list[Phase] | None = None
 
@@ -191,7 +195,7 @@ class Method(LightningModule, ABC):
 
     def generator_loss(self, batch: RagBatch, retrieved: Retrieved | None = None) -> LossTerms:
         """Mean token NLL of the target given the query and what was retrieved for it."""
-        retrieved = retrieved or self.retrieve(batch, self.k)
+        retrieved = retrieved or self.retrieve_once(batch)
         targets = [self.data.task.target(instance) for instance in batch.instances]
         log_p = self.generator.log_likelihood(
             self.prompts(batch, retrieved),
@@ -234,9 +238,25 @@ class Method(LightningModule, ABC):
 
     def predict(self, batch: RagBatch) -> tuple[Predictions, Retrieved]:
         """Retrieve and answer."""
-        retrieved = self.retrieve(batch, self.k)
+        retrieved = self.retrieve_once(batch)
         texts = self.answer(batch, retrieved)
         return Predictions(texts=texts, ranking=retrieved.scores.detach()), retrieved
+
+    def retrieve_once(self, batch: RagBatch) -> Retrieved:
+        """Retrieve K passages; in a validation step once for all that ask."""
+        if self._kept is None:
+            return self.retrieve(batch, self.k)
+        if not self._kept:
+            self._kept.append(self.retrieve(batch, self.k))
+        return self._kept[0]
+
+    @contextmanager
+    def _retrieving_once(self) -> Iterator[None]:
+        self._kept = []
+        try:
+            yield
+        finally:
+            self._kept = None
 
     def on_train_batch_start(self, batch: RagBatch, batch_idx: int) -> int | None:
         """Draw the step's randomness from (seed, step) alone, so that a resumed run repeats it.
@@ -257,6 +277,8 @@ class Method(LightningModule, ABC):
 
     def training_step(self, batch: RagBatch, batch_idx: int) -> Tensor:
         """Lightning's hook: the loss of the current phase."""
+        if self.phase.name not in self.learned:
+            self.learned.append(self.phase.name)
         loss = self.phase.loss(batch)
         if not torch.isfinite(loss.total):
             ids = ", ".join(instance.id for instance in batch.instances[:5])
@@ -265,7 +287,6 @@ class Method(LightningModule, ABC):
                 f"{self.global_step} (queries {ids}, …); {DIVERGED}"
             )
         size = len(batch.instances)
-        # The terms are such that the mean over the processes is that of one process.
         self.log("train/loss", loss.total, prog_bar=True, batch_size=size, sync_dist=True)
         terms = {f"train/{name}": value for name, value in loss.terms.items()}
         self.log_dict(terms, batch_size=size, sync_dist=True)
@@ -278,13 +299,14 @@ class Method(LightningModule, ABC):
 
     def validation_step(self, batch: RagBatch, batch_idx: int) -> Evaluated | None:
         """Lightning's hook: predictions for the callbacks, or the phase's figures; its loss."""
-        if self.phase.monitor == "loss":
-            # Each process has a part of the whole batch, which all count by its size.
-            queries = int(summed(torch.tensor(batch.counted, device=self.device)))
-            loss = summed(self.phase.loss(batch).total) / process_count()
-            self.log("val/loss", loss, batch_size=queries)
-        if self.phase.validate is None or not self.judges_itself:
-            return self._evaluation_step(batch)
+        with self._retrieving_once():
+            if self.phase.monitor == "loss":
+                # Each process has a part of the whole batch, which all count by its size.
+                queries = int(summed(torch.tensor(batch.counted, device=self.device)))
+                loss = summed(self.phase.loss(batch).total) / process_count()
+                self.log("val/loss", loss, batch_size=queries)
+            if self.phase.validate is None or not self.judges_itself:
+                return self._evaluation_step(batch)
         for name, values in self.phase.validate(batch).items():
             self.log_queries(f"val/{name}", values, batch, prog_bar=True)
         return None
@@ -316,18 +338,6 @@ class Method(LightningModule, ABC):
         predictions, retrieved = self.predict(batch)
         return {"predictions": predictions, "retrieved": retrieved}
 
-    def learning_rate(self, name: str) -> float:
-        """Return the base learning rate of the parameter `name`."""
-        rates = self.optimizer_config.learning_rates
-        matching = [prefix for prefix in rates if (name + ".").startswith(prefix + ".")]
-        if not matching:
-            raise UserError(
-                f"no learning rate for parameter {name!r}: "
-                f"optimizer.learning_rates names {sorted(rates)}; "
-                f"legal: prefixes of parameter names, such as {name.split('.')[0]!r}"
-            )
-        return rates[max(matching, key=len)]
-
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW over all parameters that some phase trains, and the schedule within the phase."""
         config = self.optimizer_config
@@ -335,31 +345,11 @@ class Method(LightningModule, ABC):
         legal = self.groups()
         if unknown := trained - legal.keys():
             raise ValueError(f"phases train {sorted(unknown)}; legal: {sorted(legal)}")
-        grouped: dict[tuple[float, float], list[nn.Parameter]] = {}
-        used = set()
         for name, parameter in self.named_parameters():
             if not any(name == g or name.startswith(g + ".") for g in trained):
                 parameter.requires_grad_(False)
-                continue
-            if not parameter.requires_grad:
-                continue  # frozen by its backbone (a quantised or adapter-tuned model)
-            used.add(name)
-            decay = config.weight_decay if parameter.ndim > 1 else 0.0
-            grouped.setdefault((self.learning_rate(name), decay), []).append(parameter)
-        names = [name + "." for name, _ in self.named_parameters()]
-        for prefix in config.learning_rates:
-            group = prefix.split(".")[0]
-            meant = group in legal or get_close_matches(group, legal)
-            if meant and not any(name.startswith(prefix + ".") for name in names):
-                raise UserError(
-                    f"optimizer.learning_rates.{prefix} matches no parameter; legal: prefixes of "
-                    f"parameter names, such as {', '.join(_prefixes(used))}"
-                )
         optimizer = torch.optim.AdamW(
-            [
-                {"params": parameters, "lr": rate, "weight_decay": decay}
-                for (rate, decay), parameters in sorted(grouped.items(), key=lambda item: item[0])
-            ],
+            [dict(g) for g in config.parameter_groups(dict(self.named_parameters()), legal)],
             betas=config.betas,
             eps=config.epsilon,
             # Lightning cannot clip gradients that a gradient scaler hands to a fused step.
@@ -403,6 +393,7 @@ class Method(LightningModule, ABC):
         checkpoint["phase_index"] = self.phase_index
         checkpoint["phase_start"] = self.phase_start
         checkpoint["bank"] = self.bank.state_dict()
+        checkpoint["learned"] = list(self.learned)
 
     def on_load_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
         """Lightning's hook: take phase and bank back.
@@ -410,10 +401,15 @@ class Method(LightningModule, ABC):
         Raises:
             UserError: the checkpoint is of another method, or of models of another shape.
         """
-        self._check_checkpoint(checkpoint)
+        name, where = type(self).__name__, f"ckpt_path: {self.trainer.ckpt_path}"
+        if checkpoint.get("method", name) != name:
+            raise UserError(f"{where} was trained as {checkpoint['method']}; legal: one of {name}")
+        check_weights(self.state_dict(), checkpoint["state_dict"], where)
         self.phase_index = checkpoint["phase_index"]
         self.phase_start = checkpoint["phase_start"]
         self.bank.load_state_dict(checkpoint["bank"])
+        names = [phase.name for phase in self.schedule[: self.phase_index + 1]]
+        self.learned = checkpoint.get("learned", names)  # older ones do not say
 
     def load_groups(self, state: Mapping[str, Tensor], where: str) -> list[str]:
         """Take the weights of all parameter groups that are in `state`; return their names.
@@ -434,28 +430,9 @@ class Method(LightningModule, ABC):
             )
         kept = {name: weight for name, weight in state.items() if name.split(".")[0] in groups}
         ours = {n: w for n, w in self.state_dict().items() if n.split(".")[0] in groups}
-        _check_weights(ours, kept, where)
+        check_weights(ours, kept, where)
         self.load_state_dict(kept, strict=False)
         return groups
-
-    def _check_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
-        name = type(self).__name__
-        where = f"ckpt_path: {self.trainer.ckpt_path}"
-        if checkpoint.get("method", name) != name:
-            raise UserError(f"{where} was trained as {checkpoint['method']}; legal: one of {name}")
-        _check_weights(self.state_dict(), checkpoint["state_dict"], where)
-
-
-def _check_weights(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor], where: str) -> None:
-    """Refuse weights that are not those of the same models."""
-    change = "; configure the models (generator, encoder) and data as they were trained"
-    for key in sorted(ours.keys() ^ theirs.keys()):
-        what = "lacks the weights" if key in ours else "has unknown weights"
-        raise UserError(f"{where} {what} {key}{change}")
-    for key, weight in ours.items():
-        came, expected = tuple(theirs[key].shape), tuple(weight.shape)
-        if came != expected and not key.endswith("_extra_state"):  # bytes, of any length
-            raise UserError(f"{where}: {key} has shape {came}, the model's has {expected}{change}")
 
 
 def _data_parallel(strategy: Strategy) -> bool:
@@ -470,26 +447,3 @@ def as_method(module: LightningModule) -> Method:
     if not isinstance(module, Method):
         raise TypeError(f"this callback serves methods, got {type(module).__name__}")
     return module
-
-
-def _prefixes(names: Sequence[str] | set[str]) -> list[str]:
-    """Return the short prefixes of parameter names that a user would choose from."""
-    return sorted({".".join(name.split(".")[:depth]) for name in names for depth in (1, 3)})[:8]
-
-
-def first_stage_choice(batch: RagBatch, k: int) -> Retrieved:
-    """Return the first `k` candidates as the first-stage retriever ranked them."""
-    found = batch.candidate_ids[:, :k] >= 0  # (B, K)
-    columns = torch.arange(k, device=found.device).expand_as(found)
-    return Retrieved(
-        candidate_ids=batch.candidate_ids,
-        scores=batch.candidate_scores,
-        positions=torch.where(found, columns, -1),
-    )
-
-
-def nothing_retrieved(batch: RagBatch) -> Retrieved:
-    """Return no choice among the candidates: none has a rank, so retrieval metrics are 0."""
-    nothing = torch.full_like(batch.candidate_scores, -torch.inf)  # (B, N)
-    chosen = batch.candidate_ids[:, :0]  # (B, 0)
-    return Retrieved(batch.candidate_ids, scores=nothing, positions=chosen)

@@ -12,7 +12,6 @@ from lightning_rag.backbones.cross_encoder import CrossEncoder
 from lightning_rag.backbones.generator import Generator
 from lightning_rag.data.datamodule import RagDataModule
 from lightning_rag.data.preference_files import read_preferences
-from lightning_rag.data.store import PassageStore
 from lightning_rag.errors import UserError
 from lightning_rag.methods.preferences import drawn, off_task
 from lightning_rag.tasks.base import Task
@@ -113,70 +112,84 @@ class Preferences:
         return torch.stack([self._remembered[row] for row in rows]).to(batch.candidate_scores)
 
 
-@torch.no_grad()
-def reward_scores(
-    reward: CrossEncoder,
-    task: Task,
-    store: PassageStore,
-    batch: RagBatch,
-    wanted: Tensor,
-    tags: Tags,
-) -> Tensor:
-    """Score candidates by a reward model, without gradient, pairs of similar length together.
+class Rewards:
+    """What a reward model thinks of the candidates of queries, whose gold answers it reads.
 
     Args:
-        reward: the model.
-        task: renders query and candidate.
-        store: the passage store.
-        batch: B queries with N candidates.
-        wanted: (B, N) bool, the candidates to score.
-        tags: how keywords are tagged.
-
-    Returns:
-        (B, N) float32 logits, NaN where not wanted.
-
-    Raises:
-        UserError: a query without answer.
+        model: the reward model; whoever trains it has its weights.
+        data: task and passage store.
+        tags: how keywords are tagged in query and candidate.
     """
-    check_answers(batch)
-    owners, rows = wanted.nonzero()[:, 0].tolist(), batch.candidate_ids[wanted].tolist()
-    queries, passages = tagged_pairs(task, store, batch, owners, rows, tags)
-    lengths = [len(q.text) + len(p.text) for q, p in zip(queries, passages, strict=True)]
-    order = sorted(range(len(lengths)), key=lambda i: lengths[i], reverse=True)
-    logits = batch.candidate_scores.new_zeros(len(order))
-    for start in range(0, len(order), READ_AT_ONCE):
-        some = order[start : start + READ_AT_ONCE]
-        found = reward([queries[i] for i in some], [passages[i] for i in some])
-        logits[some] = found.to(logits)
-    scores = batch.candidate_scores.new_full(wanted.shape, torch.nan)
-    scores[wanted] = logits
-    return scores
 
+    def __init__(self, model: CrossEncoder, data: RagDataModule, tags: Tags) -> None:
+        self.model = model
+        self.data = data
+        self.tags: Tags = tags
 
-def tagged_pairs(
-    task: Task,
-    store: PassageStore,
-    batch: RagBatch,
-    owners: Sequence[int],
-    rows: Sequence[int],
-    tags: Tags,
-) -> tuple[list[Rendered], list[Rendered]]:
-    """Return what a reward model reads of C pairs.
+    @torch.no_grad()
+    def score(self, batch: RagBatch, wanted: Tensor) -> Tensor:
+        """Score candidates without gradient, pairs of similar length together.
 
-    Args:
-        task: renders them.
-        store: the passage store.
-        batch: the queries.
-        owners: C places of queries in the batch.
-        rows: C rows of the store.
-        tags: how keywords are tagged.
+        Args:
+            batch: B queries with N candidates.
+            wanted: (B, N) bool, the candidates to score.
 
-    Returns:
-        C queries, with their answers, and C passages.
-    """
-    queries = {n: task.tagged_query(batch.instances[n], tags) for n in set(owners)}
-    passages = {row: task.tagged_key(store[row], tags) for row in set(rows)}
-    return [queries[n] for n in owners], [passages[row] for row in rows]
+        Returns:
+            (B, N) float32 logits, NaN where not wanted.
+
+        Raises:
+            UserError: a query without answer.
+        """
+        check_answers(batch)
+        owners, rows = wanted.nonzero()[:, 0].tolist(), batch.candidate_ids[wanted].tolist()
+        queries, passages = self.pairs(batch, owners, rows)
+        lengths = [len(q.text) + len(p.text) for q, p in zip(queries, passages, strict=True)]
+        order = sorted(range(len(lengths)), key=lambda i: lengths[i], reverse=True)
+        logits = batch.candidate_scores.new_zeros(len(order))
+        for start in range(0, len(order), READ_AT_ONCE):
+            some = order[start : start + READ_AT_ONCE]
+            found = self.model([queries[i] for i in some], [passages[i] for i in some])
+            logits[some] = found.to(logits)
+        scores = batch.candidate_scores.new_full(wanted.shape, torch.nan)
+        scores[wanted] = logits
+        return scores
+
+    def of_choice(self, batch: RagBatch, chosen: Tensor) -> Tensor:
+        """Score the passages that queries learn from, with gradient.
+
+        Args:
+            batch: B queries.
+            chosen: (B, P) rows of the store, -1 = none.
+
+        Returns:
+            (B, P), -inf where there is none. Where there is none at all, the scores still hang
+            together with the weights, for the backward pass: a gradient of zero.
+        """
+        there = chosen >= 0
+        owners, rows = there.nonzero()[:, 0].tolist(), chosen[there].tolist()
+        logits: Tensor = self.model(*self.pairs(batch, owners or [0], rows or [0]))  # (C,)
+        table = torch.full(there.shape, -torch.inf, device=logits.device)
+        if rows:
+            return table.index_put(there.nonzero(as_tuple=True), logits)
+        return table + (0 * logits).sum()  # of any pair
+
+    def pairs(
+        self, batch: RagBatch, owners: Sequence[int], rows: Sequence[int]
+    ) -> tuple[list[Rendered], list[Rendered]]:
+        """Return what the reward model reads of C pairs.
+
+        Args:
+            batch: the queries.
+            owners: C places of queries in the batch.
+            rows: C rows of the store.
+
+        Returns:
+            C queries, with their answers, and C passages.
+        """
+        task, store = self.data.task, self.data.store
+        queries = {n: task.tagged_query(batch.instances[n], self.tags) for n in set(owners)}
+        passages = {row: task.tagged_key(store[row], self.tags) for row in set(rows)}
+        return [queries[n] for n in owners], [passages[row] for row in rows]
 
 
 def check_answers(batch: RagBatch) -> None:

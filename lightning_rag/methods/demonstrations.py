@@ -8,9 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_rag.data.datamodule import QuerySet
+from lightning_rag.data.datamodule import QuerySet, RagDataModule
 from lightning_rag.data.store import PassageStore
 from lightning_rag.functional.ranked_choice import choose
+from lightning_rag.methods.preferences import off_task, penalised
 from lightning_rag.types import RagBatch
 
 
@@ -30,6 +31,49 @@ class Choice:
     def usable(self) -> Tensor:
         """Which queries can be learned from: (B,) bool."""
         return self.rows[:, 0] >= 0
+
+
+class Turns:
+    """Chooses what queries learn from in an epoch; positives and negatives take turns.
+
+    Args:
+        data: its seed is that of the order of the turns, and of what is random.
+        positives: the best so many are positives; a query with fewer scored candidates of its own
+            task is left out.
+        negatives: the worst so many are negatives.
+    """
+
+    def __init__(self, data: RagDataModule, positives: int, negatives: int) -> None:
+        self.data = data
+        self.positives = positives
+        self.negatives = negatives
+
+    def choose(
+        self, batch: RagBatch, scores: Tensor, size: int, *, epoch: int, penalty: float
+    ) -> Choice:
+        """Return P passages for each query; an idle batch has nothing to learn from.
+
+        Args:
+            batch: B queries with N candidates.
+            scores: (B, N) the teacher's, not finite = not scored.
+            size: P.
+            epoch: whose turn it is.
+            penalty: taken off the scores of candidates of another task.
+        """
+        other = off_task(batch, self.data.store)
+        scores = penalised(scores, other, penalty, self.positives)
+        if batch.idle:
+            scores = torch.full_like(scores, torch.nan)
+        return choose_passages(
+            batch,
+            scores,
+            size=size,
+            positives=self.positives,
+            negatives=self.negatives,
+            epoch=epoch,
+            seed=self.data.seed,
+            store_size=len(self.data.store),
+        )
 
 
 def choose_passages(

@@ -4,31 +4,30 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from lightning_rag.backbones.config import EncoderConfig, GeneratorConfig
-from lightning_rag.data.splits import subset
-from lightning_rag.data.teacher_lists import read_teacher_lists
 from lightning_rag.errors import UserError
 from lightning_rag.functional.processes import query_mean, shared_mean, shared_ratio
 from lightning_rag.methods.base import Method
 from lightning_rag.methods.optimization import OptimizerConfig
 from lightning_rag.methods.phase import Phase
 from lightning_rag.methods.weighting import (
+    FIGURE,
     WeightingConfig,
-    averages,
     figures,
     merge_equal,
     selector_baseline,
+    summary,
 )
 from lightning_rag.retrieval import lists
 from lightning_rag.retrieval.pool import best_columns
-from lightning_rag.retrieval.selector import Offer, Selector, numbered
+from lightning_rag.retrieval.selector import Offer, numbered
 from lightning_rag.retrieval.selectors import SelectorConfig, build_selector
+from lightning_rag.retrieval.teacher import Teacher
 from lightning_rag.types import (
     Instance,
     LossTerms,
@@ -79,7 +78,8 @@ class Dro(Method):
         epochs: epochs of each M-step over the samples; the released code's are 3 (A9).
         patience: stop after so many iterations without a better validation score; None = never.
             The best pair is kept, the warm-up's included (A17).
-        train_selector: False leaves the selector as the warm-up made it (the paper's Figure 5).
+        train_selector: False leaves the selector as it is in the iterations (the paper's Figure 5).
+            The warm-up trains it all the same; only with `warm_up_epochs: 0` it never learns.
         train_generator: the same for the generator.
         online: draw and weigh anew in every training step instead of once an iteration.
         sequential: train the generator, estimate again, then train the selector (A11).
@@ -128,8 +128,7 @@ class Dro(Method):
         super().__init__(generator, optimizer, k=k, decoding=decoding)
         self.encoder_config = encoder
         self.selector_config = selector or SelectorConfig()
-        self.selector: Selector
-        self.weighting = weighting or WeightingConfig()
+        self.weighting = weights = weighting or WeightingConfig()
         for name, value, least in (
             ("k", k, 1),
             ("num_samples", num_samples, 1),
@@ -144,13 +143,14 @@ class Dro(Method):
                 raise UserError(f"model.{name} is {value}; legal: {least} or more")
         if not 0 < teacher_share <= 1:
             raise UserError(f"model.teacher_share is {teacher_share}; legal: above 0, up to 1")
-        string = self.selector_config.decoding == "string"
         on_policy = self.selector_config.on_policy
-        plain = self.weighting.kind in ("self_normalized", "raw")
-        plain = plain and self.weighting.duplicates == "keep"
+        plain = weights.kind in ("self_normalized", "raw") and weights.duplicates == "keep"
+        unknown = self.selector_config.decoding == "string" and not on_policy
+        learns = {"selector": train_selector, "generator": train_generator}
+        both = all(learns.values())
         for clash, rule in (
             (warm_up_epochs + iterations == 0, "warm_up_epochs or iterations must be above 0"),
-            (not (train_selector or train_generator), "something must train"),
+            (not any(learns.values()), "something must train"),
             (
                 baseline == "mean" and not (online and on_policy),
                 "baseline: mean needs online: true, and samples of the selector itself "
@@ -163,12 +163,9 @@ class Dro(Method):
             (online and sequential, "online: true has no sequential: true"),
             (reinit and not warm_up_epochs, "reinit: true needs warm_up_epochs above 0"),
             (reinit and (online or sequential), "reinit: true has no online or sequential: true"),
+            (sequential and not both, "sequential: true needs train_selector and train_generator"),
             (
-                sequential and not (train_selector and train_generator),
-                "sequential: true needs train_selector and train_generator",
-            ),
-            (
-                string and not on_policy and self.weighting.corrects,
+                unknown and weights.corrects,
                 "selector.decoding: string gives no probability of a tempered output; legal: "
                 "weighting.proposal_correction: false, or proposal_temperature: 1 and top_p: 1",
             ),
@@ -180,6 +177,13 @@ class Dro(Method):
                 "model.num_samples is 1: its weight is always 1, so the selector's expected "
                 "gradient is zero and it learns from noise; 4 or more are usual"
             )
+        if warm_up_epochs and iterations and not both:
+            frozen = "generator" if train_selector else "selector"
+            log.warning(
+                "model.train_%s is false for the iterations alone: the warm-up trains it; "
+                "model.warm_up_epochs: 0 leaves it as the run begins",
+                frozen,
+            )
         self.num_samples = num_samples
         self.warm_up_epochs = warm_up_epochs
         self.teacher = teacher
@@ -188,11 +192,7 @@ class Dro(Method):
         self.iterations = iterations
         self.epochs = epochs
         self.patience = patience
-        self.trained = tuple(
-            name
-            for name, learns in (("selector", train_selector), ("generator", train_generator))
-            if learns
-        )
+        self.trained = tuple(name for name, wanted in learns.items() if wanted)
         self.online = online
         self.sequential = sequential
         self.reinit = reinit
@@ -213,19 +213,8 @@ class Dro(Method):
             self.k,
             self.data.num_candidates,
         )
-        self._teacher_lists: list[list[int]] = []
-        if self.warm_up_epochs and self.teacher not in ("first_stage", "gold_first"):
-            path = Path(self.teacher).expanduser()
-            if not path.is_file():
-                raise UserError(
-                    f"model.teacher is {self.teacher!r}; legal: first_stage, gold_first, or a file "
-                    "of lists"
-                )
-            queries = self.data.queries("train")
-            self._teacher_lists = read_teacher_lists(path, queries, self.data.store)
-        train = self.data.splits.train
-        shown = subset(train, fraction=self.teacher_share, seed=self.data.seed)
-        self._shown = {instance.id for instance in shown}
+        if self.warm_up_epochs:
+            self._teacher = Teacher(self.teacher, self.data, self.teacher_share)
         if self.inject_gold and not any(query.relevant for query in self.data.splits.train):
             raise UserError(
                 f"model.inject_gold is {self.inject_gold}, but no training query of this data set "
@@ -274,7 +263,7 @@ class Dro(Method):
     def warm_up_loss(self, batch: RagBatch) -> LossTerms:
         """NLL of the teacher's lists under the selector, of the answers under the generator."""
         batch = self._training_candidates(batch)
-        taught = {row: self._taught(batch, row) for row in range(len(batch.instances))}
+        taught = {n: self._teacher.columns(batch, n, self.k) for n in range(len(batch.instances))}
         taught = {row: columns for row, columns in taught.items() if len(columns)}
         counts = not batch.idle
         selector = torch.zeros(0, device=self.device)
@@ -315,28 +304,12 @@ class Dro(Method):
         return {
             "positions": samples.positions,
             "weights": merge_equal(samples.positions, samples.weights),
-            **{f"figures/{name}": values for name, values in found.items()},
+            **{FIGURE + name: values for name, values in found.items()},
         }
 
     def summarize(self, rows: Mapping[str, Tensor]) -> dict[str, float]:
         """Average the figures of an estimate, and name the queries that it left out."""
-        prefix = "figures/"
-        named = {
-            name.removeprefix(prefix): values
-            for name, values in rows.items()
-            if name.startswith(prefix)
-        }
-        left_out = named["left_out"].nonzero().flatten().tolist()
-        if left_out:
-            train = self.data.splits.train
-            ids = ", ".join(train[row].id for row in left_out[:5])
-            log.warning(
-                "%d of %d queries are left out of this iteration, because none of their lists has "
-                "a weight: log-likelihoods that are not finite, below "
-                "weighting.min_log_likelihood, or too small for kind: raw (%s%s)",
-                *(len(left_out), len(train), ids, ", …" if len(left_out) > 5 else ""),
-            )
-        return averages(named)
+        return summary(rows, self.data.splits.train)
 
     def em_loss(self, batch: RagBatch) -> LossTerms:
         """Weighted NLL of the banked lists under the selector, and of the answers (M-step)."""
@@ -469,20 +442,6 @@ class Dro(Method):
         if self.inject_gold:
             batch = lists.with_gold(batch, self.data.store, self.inject_gold)
         return lists.shuffled(batch, self.data.seed) if self.shuffle_candidates else batch
-
-    def _taught(self, batch: RagBatch, row: int) -> Tensor:
-        """Return the teacher's list (up to K,) as columns of the candidates of query `row`."""
-        if batch.instances[row].id not in self._shown:
-            wanted = []
-        elif self._teacher_lists:
-            wanted = self._teacher_lists[int(batch.rows[row])]
-        elif self.teacher == "gold_first":
-            wanted = lists.gold_first(batch, row, self.data.store)
-        else:
-            wanted = lists.ranked(batch, row)
-        ids = batch.candidate_ids[row].tolist()
-        columns = [ids.index(passage) for passage in wanted if passage in ids]
-        return torch.tensor(columns[: self.k], dtype=torch.long)
 
 
 def _sum(terms: dict[str, Tensor]) -> LossTerms:

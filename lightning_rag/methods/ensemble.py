@@ -12,7 +12,8 @@ from torch import Tensor
 from lightning_rag.backbones.config import GeneratorConfig
 from lightning_rag.errors import UserError
 from lightning_rag.functional.processes import shared_mean
-from lightning_rag.methods.base import Method, first_stage_choice
+from lightning_rag.methods.base import Method
+from lightning_rag.methods.choice import first_stage_choice
 from lightning_rag.methods.optimization import OptimizerConfig
 from lightning_rag.methods.phase import Phase
 from lightning_rag.types import LossTerms, Prompt, RagBatch, Retrieved
@@ -70,7 +71,7 @@ class Ensemble(Method):
 
     def loss(self, batch: RagBatch) -> LossTerms:
         """-log sum_k lambda_k p(y|x, d_k), the mean over the queries."""
-        retrieved = self.retrieve(batch, self.k)
+        retrieved = self.retrieve_once(batch)
         targets = [self.data.task.target(instance) for instance in batch.instances]
         log_p = self.generator.log_likelihood(
             self.alone(batch, retrieved), [target for target in targets for _ in range(self.k)]

@@ -20,7 +20,8 @@ from lightning_rag.functional.soft_knn import (
     span_cosine_distance,
     span_squared_distance,
 )
-from lightning_rag.methods.base import Method, nothing_retrieved
+from lightning_rag.methods.base import Method
+from lightning_rag.methods.choice import nothing_retrieved
 from lightning_rag.methods.optimization import OptimizerConfig
 from lightning_rag.methods.phase import Phase
 from lightning_rag.retrieval.instances import InstanceRetriever, Projection, Vectors
@@ -282,7 +283,7 @@ class Etrag(Method):
         `perplexity` is exp(H(w^1)): 1 for a single instance, N for the mean of all candidates. A
         query without any candidate has zeros for weights and neighbours, and counts as 1.
         """
-        retrieved = self.retrieve(batch, self.k)
+        retrieved = self.retrieve_once(batch)
         loss = self.generator_loss(batch, retrieved)
         if retrieved.weights is not None:
             if self.learned_temperature:

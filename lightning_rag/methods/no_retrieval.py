@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Literal
 
 from lightning_rag.backbones.config import GeneratorConfig
-from lightning_rag.methods.base import Method, nothing_retrieved
+from lightning_rag.methods.base import Method
+from lightning_rag.methods.choice import nothing_retrieved
 from lightning_rag.methods.optimization import OptimizerConfig
 from lightning_rag.methods.phase import Phase
 from lightning_rag.types import RagBatch, Retrieved

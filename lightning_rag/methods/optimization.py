@@ -3,10 +3,22 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from difflib import get_close_matches
+from typing import Literal, TypedDict
+
+from torch import nn
 
 from lightning_rag.errors import UserError
+
+
+class ParameterGroup(TypedDict):
+    """Parameters that the optimiser treats alike."""
+
+    params: list[nn.Parameter]
+    lr: float
+    weight_decay: float
 
 
 @dataclass
@@ -57,3 +69,57 @@ class OptimizerConfig:
         if self.schedule == "cosine":
             return 0.5 * (1.0 + math.cos(math.pi * progress))
         return 1.0
+
+    def learning_rate(self, name: str) -> float:
+        """Return the base learning rate of the parameter `name`.
+
+        Raises:
+            UserError: no prefix matches it.
+        """
+        rates = self.learning_rates
+        matching = [prefix for prefix in rates if (name + ".").startswith(prefix + ".")]
+        if not matching:
+            raise UserError(
+                f"no learning rate for parameter {name!r}: "
+                f"optimizer.learning_rates names {sorted(rates)}; "
+                f"legal: prefixes of parameter names, such as {name.split('.')[0]!r}"
+            )
+        return rates[max(matching, key=len)]
+
+    def parameter_groups(
+        self, parameters: Mapping[str, nn.Parameter], groups: Collection[str]
+    ) -> list[ParameterGroup]:
+        """Group the parameters that learn by learning rate and decay, in a fixed order.
+
+        Args:
+            parameters: all parameters of the method by name; frozen ones are left out.
+            groups: names of the method's parameter groups.
+
+        Raises:
+            UserError: a parameter without a rate, or a rate that matches no parameter.
+        """
+        grouped: dict[tuple[float, float], list[nn.Parameter]] = {}
+        used = set()
+        for name, parameter in parameters.items():
+            if not parameter.requires_grad:
+                continue
+            used.add(name)
+            decay = self.weight_decay if parameter.ndim > 1 else 0.0
+            grouped.setdefault((self.learning_rate(name), decay), []).append(parameter)
+        for prefix in self.learning_rates:
+            group = prefix.split(".")[0]
+            meant = group in groups or get_close_matches(group, groups)
+            if meant and not any((name + ".").startswith(prefix + ".") for name in parameters):
+                raise UserError(
+                    f"optimizer.learning_rates.{prefix} matches no parameter; legal: prefixes of "
+                    f"parameter names, such as {', '.join(_prefixes(used))}"
+                )
+        return [
+            ParameterGroup(params=grouped[rate, decay], lr=rate, weight_decay=decay)
+            for rate, decay in sorted(grouped)
+        ]
+
+
+def _prefixes(names: Iterable[str]) -> list[str]:
+    """Return the short prefixes of parameter names that a user would choose from."""
+    return sorted({".".join(name.split(".")[:depth]) for name in names for depth in (1, 3)})[:8]

@@ -5,18 +5,56 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
+from lightning_rag.data.datamodule import RagDataModule
+from lightning_rag.data.preference_files import write_requests
 from lightning_rag.data.store import PassageStore
 from lightning_rag.errors import UserError
+from lightning_rag.methods.base import Method
 from lightning_rag.retrieval.pool import best_columns, random_columns
 from lightning_rag.types import Instance, RagBatch
 
 log = logging.getLogger(__name__)
 
 FIGURE = "figures/"  # in front of the names of an estimate's figures in the bank
+
+
+@runtime_checkable
+class LearnsFromPreferences(Protocol):
+    """A method that asks a generator which candidates of its training queries it prefers."""
+
+    def wanted(self, data: RagDataModule) -> Tensor:
+        """Return which candidates of the training queries are scored: (Q, N) bool."""
+
+
+def request_preferences(method: Method, data: RagDataModule, path: Path) -> None:
+    """Write what another program needs to compute the preferences that a method learns from.
+
+    No model is made for it.
+
+    Args:
+        method: not attached to any data.
+        data: not set up yet.
+        path: the file (`data.preference_files`), replaced in one piece.
+
+    Raises:
+        UserError: a method that learns from no preferences, or from some that no file can hold.
+    """
+    if not isinstance(method, LearnsFromPreferences):
+        raise UserError(
+            f"model: {type(method).__name__} learns from no preferences; legal: a method that "
+            "does, such as lightning_rag.methods.ruie.Ruie"
+        )
+    data.setup()
+    wanted, queries = method.wanted(data), data.queries("train")
+    cue = method.generator_config.answer_cue
+    write_requests(path, queries, data.store, data.task, wanted, cue)
+    log.info("%s: %d queries, %d candidates to score", path, len(wanted), int(wanted.sum()))
 
 
 def drawn(batch: RagBatch, count: int, seed: int, *, at_random: bool) -> Tensor:

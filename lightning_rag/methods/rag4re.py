@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Literal
 
 from lightning_rag.backbones.config import GeneratorConfig
-from lightning_rag.methods.base import Method, first_stage_choice
+from lightning_rag.methods.base import Method
+from lightning_rag.methods.choice import first_stage_choice
 from lightning_rag.methods.optimization import OptimizerConfig
 from lightning_rag.methods.phase import Phase
 from lightning_rag.types import Passage, RagBatch, Rendered, Retrieved

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from lightning_rag.backbones.config import EncoderConfig, GeneratorConfig
 from lightning_rag.backbones.cross_encoder import CrossEncoder, build_cross_encoder
 from lightning_rag.backbones.encoder import Encoder, build_encoder
+from lightning_rag.data.datamodule import RagDataModule
 from lightning_rag.data.preference_files import write_preferences
 from lightning_rag.errors import UserError
 from lightning_rag.functional.contrastive import (
@@ -26,17 +27,17 @@ from lightning_rag.functional.contrastive import (
 )
 from lightning_rag.functional.distillation import kl_distillation
 from lightning_rag.functional.processes import shared_mean
-from lightning_rag.methods.base import Method, first_stage_choice, nothing_retrieved
-from lightning_rag.methods.candidate_scores import Preferences, reward_scores, tagged_pairs
-from lightning_rag.methods.demonstrations import Choice, choose_passages, false_negatives
+from lightning_rag.methods.base import Method
+from lightning_rag.methods.candidate_scores import Preferences, Rewards
+from lightning_rag.methods.choice import first_stage_choice, given, nothing_retrieved, rows_of
+from lightning_rag.methods.demonstrations import Choice, Turns, false_negatives
 from lightning_rag.methods.optimization import OptimizerConfig
 from lightning_rag.methods.phase import Phase
-from lightning_rag.methods.preferences import agreement, figures, off_task, penalised, summary
-from lightning_rag.retrieval.pool import best_columns, best_rows
+from lightning_rag.methods.preferences import agreement, drawn, figures, off_task, summary
+from lightning_rag.retrieval.demonstration_search import DemonstrationSearch
+from lightning_rag.retrieval.pool import best_columns
 from lightning_rag.tasks.keywords import Tags
-from lightning_rag.types import LossTerms, Prompt, RagBatch, Rendered, Retrieved
-
-ENCODED_AT_ONCE = 64  # passages, when the index is refreshed
+from lightning_rag.types import LossTerms, Prompt, RagBatch, Retrieved
 
 
 class Ruie(Method):
@@ -60,10 +61,9 @@ class Ruie(Method):
     The retriever reads no gold answer, so it serves where there is none: the best k passages of the
     store go into the prompt, the best of them last. RUIE itself ends with phase 2, and its
     generator never learns; begin with one that can, a pretrained model or another method's
-    (`--initial_weights`). Phase 3 is there to ask what a generator that knows this retriever is
-    worth, beside one that learns from the retriever as it began. Where specification, paper and
-    released code differ, each argument says which is followed; the equations are the code's, for
-    the paper's text was not available.
+    (`--initial_weights`). Phase 3 asks what a generator that knows this retriever is worth. Where
+    specification and released code differ, each argument says which is followed; the equations are
+    the code's, for the paper's text was not available.
 
     Args:
         generator: the frozen model that prefers, and answers.
@@ -77,7 +77,7 @@ class Ruie(Method):
         off_task_penalty: taken off the preference of demonstrations of another task.
         penalize_reward: off the reward model's scores too; not so in the released code.
         preferences: file of the training queries' preferences, computed elsewhere
-            (`data/preference_files.py`); `subsample` does not apply to it. None = computed here.
+            (`data/preference_files.py`; `subsample` does not apply). None = computed here.
         preferences_to: file to write them to.
         tagged_preferences: the generator scores tagged texts, as in the released code, where gold
             mentions of the query leak into the preference.
@@ -170,36 +170,23 @@ class Ruie(Method):
         ):
             if value is not None and not least <= value < math.inf:
                 raise UserError(f"model.{name} is {value}; legal: {least} or more")
+        temperatures = {"temperature": temperature, "teacher_temperature": teacher_temperature}
+        for name, value in temperatures.items():
+            if not 0 < value < math.inf:
+                raise UserError(f"model: {name} is {value}; legal: above 0")
+        weightless = contrastive_weight == distillation_weight == 0
+        unpaired = "qp" not in blocks or len(set(blocks)) < len(blocks)
+        without_model = teacher == "preference" and ranker == "reward"
+        untagged = tagged_preferences and tags == "none"
+        both = preferences is not None and preferences_to is not None
+        idle = not train_retriever and reader_epochs == 0
         for clash, rule in (
-            (not 0 < temperature < math.inf, f"temperature is {temperature}; legal: above 0"),
-            (
-                not 0 < teacher_temperature < math.inf,
-                f"teacher_temperature is {teacher_temperature}; legal: above 0",
-            ),
-            (
-                contrastive_weight == distillation_weight == 0,
-                "contrastive_weight or distillation_weight must be above 0",
-            ),
-            (
-                "qp" not in blocks or len(set(blocks)) < len(blocks),
-                f"blocks is {list(blocks)}; legal: qp and any of pq, qq, pp, each once",
-            ),
-            (
-                teacher == "preference" and ranker == "reward",
-                "teacher: preference has no reward model, which ranker: reward needs",
-            ),
-            (
-                tagged_preferences and tags == "none",
-                "tagged_preferences: true needs tags: untyped or typed",
-            ),
-            (
-                preferences is not None and preferences_to is not None,
-                "preferences are read or written; legal: preferences or preferences_to, not both",
-            ),
-            (
-                not train_retriever and reader_epochs == 0,
-                "something must train; legal: train_retriever: true, or reader_epochs above 0",
-            ),
+            (weightless, "contrastive_weight or distillation_weight must be above 0"),
+            (unpaired, f"blocks is {list(blocks)}; legal: qp and any of pq, qq, pp, each once"),
+            (without_model, "teacher: preference has no reward model, which ranker: reward needs"),
+            (untagged, "tagged_preferences: true needs tags: untyped or typed"),
+            (both, "legal: preferences, which are read, or preferences_to, not both"),
+            (idle, "something must train; legal: train_retriever: true, or reader_epochs above 0"),
         ):
             if clash:
                 raise UserError(f"model: {rule}")
@@ -213,8 +200,8 @@ class Ruie(Method):
         self.preferences = preferences
         self.preferences_to = preferences_to
         self.tagged_preferences = tagged_preferences
-        self.reward_length = (reward_epochs, reward_steps)
-        self.distil_length = (distil_epochs, distil_steps)
+        self.reward_length = (None if reward_steps else reward_epochs, reward_steps)
+        self.distil_length = (None if distil_steps else distil_epochs, distil_steps)
         self.reader_epochs = reader_epochs
         self.train_retriever = train_retriever
         self.reward_size = reward_size
@@ -232,7 +219,6 @@ class Ruie(Method):
         self.ranker = ranker
         self.searches = searches
         self.refresh_every = 0 if ranker == "retriever" and k else None
-        self.prefers: Preferences
 
     def build(self) -> None:
         """Make generator, retriever and, if it is the teacher, the reward model."""
@@ -245,12 +231,15 @@ class Ruie(Method):
             tags=self.tags if self.tagged_preferences else "none",
             file=None if self.preferences is None else Path(self.preferences).expanduser(),
         )
-        corpus = self.data.corpus()
+        corpus, task, store = self.data.corpus(), self.data.task, self.data.store
         self.retriever: Encoder = build_encoder(self.encoder_config, corpus)
+        self.search = DemonstrationSearch(self.retriever, task, store, self.tags)
+        self.turns = Turns(self.data, self.positives, self.negatives)
         if self.teacher == "reward":
             self.reward: CrossEncoder = build_cross_encoder(self.reward_config, corpus)
+            self.rewards = Rewards(self.reward, self.data, self.tags)
         # (M, D) as last refreshed. A checkpoint holds the weights: they serve any store.
-        empty = torch.zeros(len(self.data.store), self.retriever.dimension)
+        empty = torch.zeros(len(store), self.retriever.dimension)
         self.register_buffer("index", empty, persistent=False)
 
     def groups(self) -> dict[str, nn.Module]:
@@ -274,34 +263,31 @@ class Ruie(Method):
 
     def _teaching(self) -> list[Phase]:
         """`reward`, unless the preferences teach the retriever themselves, and `distil`."""
-        epochs, steps = self.distil_length
-        by_agreement = self.monitor == "agreement" or self.refresh_every is None
-        distil = Phase(
-            "distil",
-            trains=("retriever",),
-            loss=self.distil_loss,
-            estimate=self.estimate_teacher,
-            summarize=self.summarize,
-            epochs=None if steps else epochs,
-            steps=steps,
-            validate=self.retriever_agreement if by_agreement else None,
-            monitor="agreement" if by_agreement else None,
-        )
-        if self.teacher == "preference":
-            return [distil]
-        epochs, steps = self.reward_length
         reward = Phase(
             "reward",
             trains=("reward",),
             loss=self.reward_loss,
             estimate=self.estimate_preferences,
             summarize=self.summarize,
-            epochs=None if steps else epochs,
-            steps=steps,
+            epochs=self.reward_length[0],
+            steps=self.reward_length[1],
             validate=self.reward_agreement,
             monitor="agreement",
         )
-        return [reward, distil]
+        learned = self.teacher == "reward"
+        by_agreement = self.monitor == "agreement" or self.refresh_every is None
+        distil = Phase(
+            "distil",
+            trains=("retriever",),
+            loss=self.distil_loss,
+            estimate=self.estimate_rewards if learned else self.estimate_preferences,
+            summarize=self.summarize,
+            epochs=self.distil_length[0],
+            steps=self.distil_length[1],
+            validate=self.retriever_agreement if by_agreement else None,
+            monitor="agreement" if by_agreement else None,
+        )
+        return [reward, distil] if learned else [distil]
 
     # --- what the bank holds
 
@@ -309,11 +295,9 @@ class Ruie(Method):
         """The generator's mean log-likelihood of the answer given each drawn candidate alone."""
         return self._estimated("preference", batch, self.prefers.of_training(batch))
 
-    def estimate_teacher(self, batch: RagBatch) -> dict[str, Tensor]:
-        """The reward model's score of every candidate, or the preferences."""
-        if self.teacher == "preference":
-            return self.estimate_preferences(batch)
-        return self._estimated("reward", batch, self.rewards(batch, batch.candidate_ids >= 0))
+    def estimate_rewards(self, batch: RagBatch) -> dict[str, Tensor]:
+        """The reward model's score of every candidate."""
+        return self._estimated("reward", batch, self.rewards.score(batch, batch.candidate_ids >= 0))
 
     def _estimated(self, name: str, batch: RagBatch, scores: Tensor) -> dict[str, Tensor]:
         """Return scores (B, N) and figures of them, (B,) each."""
@@ -329,23 +313,24 @@ class Ruie(Method):
         if self.refreshed_at != self.trainer.global_step:
             self.refresh_index()
             self.refreshed_at = self.trainer.global_step
-        found = self._by_index(batch, self.k)
-        rows = found.candidate_ids.gather(1, found.positions.clamp(min=0))  # (B, K)
-        return {"demonstrations": rows.masked_fill(found.positions < 0, -1)}
+        return {"demonstrations": rows_of(self._by_index(batch, self.k))}
+
+    def wanted(self, data: RagDataModule) -> Tensor:
+        """Return which candidates of the training queries the generator scores: (Q, N) bool."""
+        if self.tagged_preferences:
+            raise UserError("model.tagged_preferences is true; legal with `request`: false")
+        count, at_random = self.subsample, self.subsample_from == "random"
+        batches = data.estimate_dataloader()
+        return torch.cat([drawn(b, count, data.seed, at_random=at_random) for b in batches])
 
     def summarize(self, rows: Mapping[str, Tensor]) -> dict[str, float]:
         """Average an estimate's figures; write the preferences, if they are to be kept."""
         rehearsed = self.trainer.fast_dev_run  # type: ignore[attr-defined]
-        if self.preferences_to is not None and "preference" in rows and not rehearsed:
+        writes = self.global_rank == 0 and not rehearsed and "preference" in rows
+        if self.preferences_to is not None and writes:
             queries, path = self.data.queries("train"), Path(self.preferences_to).expanduser()
-            if self.global_rank == 0:
-                write_preferences(path, queries, self.data.store, rows["preference"])
+            write_preferences(path, queries, self.data.store, rows["preference"])
         return summary(rows, self.data.splits.train, self.positives)
-
-    def rewards(self, batch: RagBatch, wanted: Tensor) -> Tensor:
-        """Score the wanted candidates (B, N) by the reward model: (B, N), NaN for the others."""
-        task, store = self.data.task, self.data.store
-        return reward_scores(self.reward, task, store, batch, wanted, self.tags)
 
     # --- losses
 
@@ -353,31 +338,24 @@ class Ruie(Method):
         """Listwise cross-entropy of the positive among P tagged pairs (spec section 6)."""
         scores = self.bank.get("preference", batch.rows)  # (B, N)
         choice = self._choice(batch, scores, self.reward_size, "preference")
-        there, usable = choice.there, choice.usable
-        owners, rows = there.nonzero()[:, 0].tolist(), choice.rows[there].tolist()
-        if not rows:  # any pair: with a weight of 0, for the backward pass
-            owners, rows = [0], [0]
-        logits = self.reward(*self._pairs(batch, owners, rows))  # (C,)
-        table = torch.full(there.shape, -torch.inf, device=logits.device)
-        table = table.index_put(there.nonzero(as_tuple=True), logits)[usable]  # (U, P)
         # The mean over the usable queries of all processes; one that has none takes part in the
         # backward pass of the others.
-        losses = listwise_cross_entropy(table) if len(table) else 0 * logits.sum().flatten()
-        total = shared_mean(losses, counts=len(table) > 0)
-        first = (table.argmax(dim=1) == 0).float()
-        terms = {"accuracy": shared_mean(first)}
-        left_out = shared_mean(1 - usable.float(), counts=not batch.idle)
-        return self._terms(total, {**terms, "left_out": left_out})
+        rewards = self.rewards.of_choice(batch, choice.rows)[choice.usable]  # (U, P)
+        terms = {
+            "accuracy": shared_mean((rewards.argmax(dim=1) == 0).float()),
+            "left_out": shared_mean(1 - choice.usable.float(), counts=not batch.idle),
+        }
+        return self._terms(shared_mean(listwise_cross_entropy(rewards)), terms)
 
     def distil_loss(self, batch: RagBatch) -> LossTerms:
         """InfoNCE over all processes' passages, and KL to the teacher (spec section 8)."""
         scores = self.bank.get(self.teacher, batch.rows)  # (B, N)
         choice = self._choice(batch, scores, self.distil_size, self.teacher)
-        own = self._queries(batch)  # (B, D)
+        own = self.search.queries(batch)  # (B, D)
+        shown = self.search.passages(choice.rows, own)  # (B, P, D)
         # With several processes B is from here on the queries of all of them.
-        queries, passages = gather(own), gather(self._passages(choice, own))  # (B, D), (B, P, D)
+        queries, passages = gather(own), gather(shown)
         rows, chosen = gather(batch.rows), gather(choice.rows)  # (B,), (B, P)
-        teacher = gather(choice.teacher)  # (B, P)
         there, usable = chosen >= 0, chosen[:, 0] >= 0
         ignore = ~there.flatten().expand(len(rows), -1)  # (B, B P)
         if self.mask_false_negatives == "same_answer":
@@ -387,10 +365,10 @@ class Ruie(Method):
         contrastive = info_nce(
             queries, flat, temperature=self.temperature, blocks=self.blocks, ignore=ignore
         )
-        student = own_scores(queries, flat)  # (B, P)
+        student = own_scores(queries, flat).masked_fill(~there, -torch.inf)  # (B, P)
         distillation = kl_distillation(
-            student.masked_fill(~there, -torch.inf),
-            teacher,
+            student,
+            gather(choice.teacher),  # (B, P)
             student_temperature=self.temperature,
             teacher_temperature=self.teacher_temperature,
         )
@@ -401,8 +379,7 @@ class Ruie(Method):
         }
         total = self.contrastive_weight * terms["contrastive"]
         total = total + self.distillation_weight * terms["distillation"]
-        first = student.masked_fill(~there, -torch.inf).argmax(dim=1) == 0
-        terms["accuracy"] = (weights * first).sum()
+        terms["accuracy"] = (weights * (student.argmax(dim=1) == 0)).sum()
         counted = gather(batch.rows.new_full(batch.rows.shape, not batch.idle, dtype=torch.bool))
         return self._terms(total, {**terms, "left_out": 1 - usable[counted].float().mean()})
 
@@ -410,30 +387,13 @@ class Ruie(Method):
         """Mean token NLL of the answer given the retriever's passages."""
         if self.k == 0:
             return self.generator_loss(batch, nothing_retrieved(batch))
-        rows = self.bank.get("demonstrations", batch.rows)  # (B, K)
-        places = torch.arange(self.k, device=rows.device).expand_as(rows)
-        chosen = places.masked_fill(rows < 0, -1)
-        return self.generator_loss(batch, Retrieved(rows, torch.zeros(rows.shape), chosen))
+        return self.generator_loss(batch, given(self.bank.get("demonstrations", batch.rows)))
 
     def _choice(self, batch: RagBatch, scores: Tensor, size: int, name: str) -> Choice:
         """Return the passages that queries learn from at this epoch, by the scores (B, N)."""
-        penalty = self.off_task_penalty
-        if name == "reward" and not self.penalize_reward:
-            penalty = 0.0
-        other = off_task(batch, self.data.store)
-        scores = penalised(scores, other, penalty, self.positives)
-        if batch.idle:
-            scores = torch.full_like(scores, torch.nan)  # nothing to learn from
-        return choose_passages(
-            batch,
-            scores,
-            size=size,
-            positives=self.positives,
-            negatives=self.negatives,
-            epoch=self.current_epoch,
-            seed=self.data.seed,
-            store_size=len(self.data.store),
-        )
+        spared = name == "reward" and not self.penalize_reward
+        penalty = 0.0 if spared else self.off_task_penalty
+        return self.turns.choose(batch, scores, size, epoch=self.current_epoch, penalty=penalty)
 
     def _terms(self, total: Tensor, terms: Mapping[str, Tensor]) -> LossTerms:
         return LossTerms(total, {name: value.detach() for name, value in terms.items()})
@@ -443,12 +403,12 @@ class Ruie(Method):
     def reward_agreement(self, batch: RagBatch) -> dict[str, Tensor]:
         """Share of pairs of candidates that the reward model orders as the generator does."""
         preferences = self.prefers.of_validation(batch)
-        scores = self.rewards(batch, preferences.isfinite())
+        scores = self.rewards.score(batch, preferences.isfinite())
         return {"agreement": agreement(scores, preferences)}
 
     def retriever_agreement(self, batch: RagBatch) -> dict[str, Tensor]:
         """Share of pairs of candidates that the retriever orders as the generator does."""
-        scores = self._inner_products(batch, anew=True)
+        scores = self.search.scores(batch)
         return {"agreement": agreement(scores, self.prefers.of_validation(batch))}
 
     # --- retrieval
@@ -459,12 +419,12 @@ class Ruie(Method):
             return nothing_retrieved(batch)
         if self.ranker == "first_stage":
             return first_stage_choice(batch, k)
+        if self.ranker == "retriever" and not self.training:
+            return self._by_index(batch, k)
         if self.ranker == "retriever":
-            if not self.training:
-                return self._by_index(batch, k)
-            scores = self._inner_products(batch, anew=True)
+            scores = self.search.scores(batch)
         else:
-            score = self.rewards if self.ranker == "reward" else self.prefers.score
+            score = self.rewards.score if self.ranker == "reward" else self.prefers.score
             scores = score(batch, batch.candidate_ids >= 0)
             scores = scores - self.off_task_penalty * off_task(batch, self.data.store)
             scores = scores.masked_fill(~scores.isfinite(), -torch.inf)
@@ -472,12 +432,12 @@ class Ruie(Method):
 
     def _by_index(self, batch: RagBatch, k: int) -> Retrieved:
         """Rank what `searches` says by the vectors of the last refresh."""
+        if not self.index[0].any():
+            raise RuntimeError("Ruie: refresh_index() must come before the index is read")
         if self.searches == "candidates":
-            scores = self._inner_products(batch, anew=False)
-            return Retrieved(batch.candidate_ids, scores, best_columns(scores, k))
-        size = max(k, batch.candidate_ids.shape[1])
-        index, excluded = self._fresh_index(), batch.excluded_rows
-        rows, scores = best_rows(self._queries(batch), index, excluded, size)
+            rows, scores = batch.candidate_ids, self.search.scores(batch, self.index)
+        else:
+            rows, scores = self.search.nearest(batch, self.index, k)
         return Retrieved(rows, scores, best_columns(scores, k))
 
     def prompts(self, batch: RagBatch, retrieved: Retrieved) -> list[Prompt]:
@@ -485,57 +445,6 @@ class Ruie(Method):
         prompts = super().prompts(batch, retrieved)
         return [dataclasses.replace(prompt, best_last=True) for prompt in prompts]
 
-    @torch.no_grad()
     def refresh_index(self) -> None:
         """Encode the store again."""
-        texts = self._keys(range(len(self.data.store)))
-        self.index.copy_(self.retriever.encode(texts, ENCODED_AT_ONCE, role="passage"))
-
-    def _fresh_index(self) -> Tensor:
-        if not self.index[0].any():
-            raise RuntimeError("Ruie: refresh_index() must come before the index is read")
-        return self.index
-
-    @torch.no_grad()
-    def _inner_products(self, batch: RagBatch, *, anew: bool) -> Tensor:
-        """Score the first stage's candidates (B, N), -inf = none; encoded anew, or by the index."""
-        distinct, places = torch.unique(batch.candidate_ids.clamp(min=0), return_inverse=True)
-        if anew:
-            texts = self._keys(distinct.tolist())
-            vectors = self.retriever.encode(texts, ENCODED_AT_ONCE, role="passage")  # (U, D)
-            vectors = vectors.to(places.device)
-        else:
-            vectors = self._fresh_index()[distinct]
-        queries = self._queries(batch).float()  # (B, D)
-        # Multiplied and added, not a matrix product: mixed precision would round that to 8 bits.
-        scores = (queries[:, None] * vectors[places]).sum(dim=-1)
-        return scores.masked_fill(batch.candidate_ids < 0, -torch.inf)
-
-    # --- texts and vectors
-
-    def _queries(self, batch: RagBatch) -> Tensor:
-        """Encode the queries, without answer or tags: (B, D)."""
-        texts = [self.data.task.query(instance) for instance in batch.instances]
-        vectors: Tensor = self.retriever(texts, role="query")
-        return vectors
-
-    def _keys(self, rows: Iterable[int]) -> list[Rendered]:
-        """Return passages of the store as the retriever reads them, with answer and tags."""
-        return [self.data.task.tagged_key(self.data.store[row], self.tags) for row in rows]
-
-    def _passages(self, choice: Choice, queries: Tensor) -> Tensor:
-        """Encode the chosen passages, each distinct one once: (B, P, D), 0 where there is none."""
-        # 0 times the queries: a process whose queries are all left out takes part in the backward
-        # pass through `gather` too.
-        nothing = (queries[:, None] * 0).expand(-1, choice.rows.shape[1], -1)  # (B, P, D)
-        if not choice.there.any():
-            return nothing
-        distinct, places = torch.unique(choice.rows[choice.there], return_inverse=True)
-        vectors = self.retriever(self._keys(distinct.tolist()), role="passage").to(nothing)
-        return nothing.index_put(choice.there.nonzero(as_tuple=True), vectors[places])
-
-    def _pairs(
-        self, batch: RagBatch, owners: list[int], rows: list[int]
-    ) -> tuple[list[Rendered], list[Rendered]]:
-        """Return what the reward model reads: queries of the batch with rows of the store."""
-        return tagged_pairs(self.data.task, self.data.store, batch, owners, rows, self.tags)
+        self.index.copy_(self.search.index())

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -23,8 +24,11 @@ from lightning_rag.functional.permutation import (
     uniform_weights,
 )
 from lightning_rag.retrieval.selector import Sampled
-from lightning_rag.types import PermutationSamples
+from lightning_rag.types import Instance, PermutationSamples
 
+log = logging.getLogger(__name__)
+
+FIGURE = "figures/"  # in front of the names of an estimate's figures in the bank
 USELESS = math.log(0.01)  # below it no sampled list makes the answer likely (spec A8)
 
 
@@ -185,6 +189,30 @@ def figures(samples: PermutationSamples) -> dict[str, Tensor]:
         "mended": 1 - samples.valid.float().mean(dim=-1),
         "left_out": left_out.float(),
     }
+
+
+def summary(rows: Mapping[str, Tensor], train: Sequence[Instance]) -> dict[str, float]:
+    """Average the figures of an estimate, and name the queries that it left out.
+
+    Args:
+        rows: the bank's tensors (Q, …), figures among them.
+        train: the training queries.
+
+    Returns:
+        As `averages`.
+    """
+    start = len(FIGURE)
+    named = {name[start:]: values for name, values in rows.items() if name.startswith(FIGURE)}
+    left_out = named["left_out"].nonzero().flatten().tolist()
+    if left_out:
+        ids = ", ".join(train[row].id for row in left_out[:5])
+        log.warning(
+            "%d of %d queries are left out of this iteration, because none of their lists has "
+            "a weight: log-likelihoods that are not finite, below "
+            "weighting.min_log_likelihood, or too small for kind: raw (%s%s)",
+            *(len(left_out), len(train), ids, ", …" if len(left_out) > 5 else ""),
+        )
+    return averages(named)
 
 
 def averages(rows: Mapping[str, Tensor]) -> dict[str, float]:

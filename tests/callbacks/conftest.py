@@ -18,7 +18,8 @@ from lightning_rag.callbacks.phases import PhaseSchedule
 from lightning_rag.data.candidates import BM25
 from lightning_rag.data.datamodule import RagDataModule
 from lightning_rag.data.readers.synthetic import SyntheticRelations
-from lightning_rag.methods.base import Method, first_stage_choice
+from lightning_rag.methods.base import Method
+from lightning_rag.methods.choice import first_stage_choice
 from lightning_rag.methods.optimization import OptimizerConfig
 from lightning_rag.methods.phase import Phase
 from lightning_rag.tasks.relation_extraction import RelationExtraction

@@ -19,7 +19,8 @@ from lightning_rag.callbacks.dashboard import Dashboard, Projector, layout
 from lightning_rag.callbacks.evaluator import Evaluator
 from lightning_rag.data.datamodule import RagDataModule
 from lightning_rag.errors import UserError
-from lightning_rag.methods.base import Method, first_stage_choice
+from lightning_rag.methods.base import Method
+from lightning_rag.methods.choice import first_stage_choice
 from lightning_rag.methods.phase import Phase
 from lightning_rag.types import RagBatch, Retrieved
 

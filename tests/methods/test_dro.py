@@ -471,7 +471,7 @@ def test_gold_without_names_is_among_the_candidates(questions: RagDataModule) ->
 def test_teachers(questions: RagDataModule, tmp_path: Path) -> None:
     batch = batch_of(questions, 40)
     first = attached(questions, teacher="first_stage", k=3)
-    assert all(first._taught(batch, row).tolist() == [0, 1, 2] for row in range(40))
+    assert all(first._teacher.columns(batch, row, 3).tolist() == [0, 1, 2] for row in range(40))
     lines = []
     for row, instance in enumerate(batch.instances):
         ids = batch.candidate_ids[row].tolist()
@@ -481,7 +481,10 @@ def test_teachers(questions: RagDataModule, tmp_path: Path) -> None:
     path.write_text("\n".join([*lines, '{"id": "someone else\'s", "passages": ["?"]}']))
     from_file = attached(questions, teacher=str(path), k=3)
     for row in range(40):
-        assert from_file._taught(batch, row).tolist() == [4, 2, 7, 0][: min(3, 1 + row % 4)]
+        assert (
+            from_file._teacher.columns(batch, row, 3).tolist()
+            == [4, 2, 7, 0][: min(3, 1 + row % 4)]
+        )
     from_file.phase_index = 0
     assert torch.isfinite(from_file.warm_up_loss(batch).total)
 
@@ -491,7 +494,7 @@ def test_a_teacher_of_a_share_of_the_queries(questions: RagDataModule) -> None:
     batch = batch_of(questions, 40)
     all_taught = attached(questions, teacher="first_stage", k=3)
     method = attached(questions, teacher="first_stage", teacher_share=0.25, k=3)
-    shown = [row for row in range(40) if len(method._taught(batch, row))]
+    shown = [row for row in range(40) if len(method._teacher.columns(batch, row, 3))]
     assert len(shown) == 10
     positions = torch.tensor([0, 1, 2]).expand(40, 1, 3)
     log_z = method.selector.log_prob(method._offer(batch), positions)
@@ -615,6 +618,27 @@ def test_one_sample_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         Dro(GeneratorConfig(tiny=TINY), EncoderConfig(tiny=TINY), num_samples=1)
     assert "expected gradient is zero" in caplog.text
+
+
+@pytest.mark.parametrize("frozen", ["selector", "generator"])
+def test_the_warm_up_trains_what_the_iterations_do_not(
+    questions: RagDataModule, caplog: pytest.LogCaptureFixture, frozen: str
+) -> None:
+    """As the docstring has it, and it is said; without a warm-up or iterations there is no word."""
+    settings = {f"train_{frozen}": False, "iterations": 2}
+    with caplog.at_level(logging.WARNING):
+        method = attached(questions, **settings)
+    assert f"model.train_{frozen} is false for the iterations alone" in caplog.text
+    warm_up, *iterations = method.schedule
+    assert warm_up.trains == ("selector", "generator")
+    assert all(frozen not in phase.trains and phase.trains for phase in iterations)
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        alone = attached(questions, warm_up_epochs=0, **settings)
+        attached(questions, **{**settings, "iterations": 0})
+        attached(questions, iterations=2)
+    assert all(frozen not in phase.trains for phase in alone.schedule)
+    assert "for the iterations alone" not in caplog.text
 
 
 # --- the command line

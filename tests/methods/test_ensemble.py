@@ -16,7 +16,7 @@ from lightning_rag.data.datamodule import RagDataModule
 from lightning_rag.data.readers.synthetic import SyntheticRelations
 from lightning_rag.errors import UserError
 from lightning_rag.methods import ensemble
-from lightning_rag.methods.base import first_stage_choice
+from lightning_rag.methods.choice import first_stage_choice
 from lightning_rag.methods.ensemble import Ensemble
 from lightning_rag.tasks.relation_extraction import RelationExtraction
 from lightning_rag.types import Prompt, RagBatch, Rendered, Retrieved

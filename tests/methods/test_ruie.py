@@ -250,7 +250,7 @@ def test_agreement_of_the_reward_model(extraction: RagDataModule) -> None:
     everything = torch.ones(8, 6, dtype=torch.bool)
     wanted = method.prefers.score(batch, everything)
     wanted = wanted.masked_fill(~drawn(batch, 4, 0, at_random=True), math.nan)
-    rewards = method.rewards(batch, everything)
+    rewards = method.rewards.score(batch, everything)
     torch.testing.assert_close(found, agreement(rewards, wanted), equal_nan=True)
     method.generator.score = None  # type: ignore[assignment, method-assign]
     again = method.reward_agreement(extraction.queries("validation").batch([5, 2]))["agreement"]
@@ -341,9 +341,9 @@ def test_the_released_figures(
     method = attached(extraction, temperature=temperature, blocks=blocks, reward_size=4)
     i, j = torch.arange(6.0, dtype=torch.float64)[:, None], torch.arange(4.0, dtype=torch.float64)
     queries, passages = (1 + 3 * i[:2] + j).sin(), (1 + 2 * i + j).cos()
-    method._queries = lambda batch: queries / queries.norm(dim=1, keepdim=True)
+    method.search.queries = lambda batch: queries / queries.norm(dim=1, keepdim=True)
     unit = passages / passages.norm(dim=1, keepdim=True)
-    method._passages = lambda choice, queries: unit.view(2, 3, 4)
+    method.search.passages = lambda rows, queries: unit.view(2, 3, 4)
     teacher = torch.tensor([[2, 0.5, -1], [0.3, 0.1, -100]], dtype=torch.float64)
     rows = torch.arange(8)
     method._choice = lambda *arguments: Choice(rows[:6].view(2, 3), teacher)
@@ -382,8 +382,8 @@ def test_the_distil_loss_takes_its_numbers(relations: RagDataModule) -> None:
     assert less.terms["contrastive"] < base.terms["contrastive"]
     torch.testing.assert_close(less.terms["distillation"], base.terms["distillation"])
     choice = plain._choice(batch, scores, 4, "reward")
-    queries = plain._queries(batch)
-    own = torch.einsum("bd,bpd->bp", queries, plain._passages(choice, queries))
+    queries = plain.search.queries(batch)
+    own = torch.einsum("bd,bpd->bp", queries, plain.search.passages(choice.rows, queries))
     for name, settings in (
         ("teacher_temperature", {"student_temperature": 0.1, "teacher_temperature": 3.0}),
         ("temperature", {"student_temperature": 3.0}),
@@ -505,7 +505,7 @@ def test_tags(extraction: RagDataModule) -> None:
     batch = batch_of(extraction, [1])
     for tags, opening in (("untyped", "<Keyword> "), ("typed", "<Keyword> person: ")):
         method = attached(extraction, tags=tags)
-        queries, passages = method._pairs(batch, [0], [4])
+        queries, passages = method.rewards.pairs(batch, [0], [4])
         assert all(opening in text.text for text in (*queries, *passages))
         seen: list[tuple[str, str]] = []
         method.retriever.register_forward_pre_hook(
@@ -514,7 +514,7 @@ def test_tags(extraction: RagDataModule) -> None:
             ),
             with_kwargs=True,
         )
-        method.retriever(method._keys([4]), role="passage"), method._queries(batch)
+        method.retriever(method.search.keys([4]), role="passage"), method.search.queries(batch)
         (passage, role), (query, query_role) = seen
         assert (role, query_role) == ("passage", "query")
         assert opening in passage
@@ -522,7 +522,7 @@ def test_tags(extraction: RagDataModule) -> None:
         assert query.endswith("Output:")
         assert passage == passages[0].text
     plain = attached(extraction, tags="none")
-    queries, passages = plain._pairs(batch, [0], [4])
+    queries, passages = plain.rewards.pairs(batch, [0], [4])
     assert not any("Keyword" in text.text for text in (*queries, *passages))
 
 
@@ -594,10 +594,10 @@ def test_rankers_by_hand(extraction: RagDataModule) -> None:
         for some in (batch, mixed):
             everything = torch.ones_like(some.candidate_ids, dtype=torch.bool)
             if ranker == "retriever":
-                expected = method._inner_products(some, anew=True)
+                expected = method.search.scores(some)
                 method.refresh_index()
             else:
-                score = method.rewards if ranker == "reward" else method.prefers.score
+                score = method.rewards.score if ranker == "reward" else method.prefers.score
                 expected = score(some, everything)
             for row, instance in enumerate(some.instances if ranker != "retriever" else ()):
                 for column, passage in enumerate(some.candidate_ids[row].tolist()):
@@ -640,7 +640,7 @@ def test_in_training_the_candidates_are_ranked_as_they_are_encoded_now(
     batch = batch_of(relations, range(4))
     found = method.retrieve(batch, 2)
     assert torch.equal(found.candidate_ids, batch.candidate_ids)
-    torch.testing.assert_close(found.scores, method._inner_products(batch, anew=True))
+    torch.testing.assert_close(found.scores, method.search.scores(batch))
 
 
 # --- settings
@@ -781,11 +781,11 @@ def test_the_models_learn_what_they_are_taught(
 
     wanted = best(banked(method)["preference"][:6])
     everything = torch.ones(6, 8, dtype=torch.bool)
-    assert best(method.rewards(batch, everything)) != wanted
+    assert best(method.rewards.score(batch, everything)) != wanted
     taught("reward", method.reward_loss, 60)
-    rewards = method.rewards(batch, everything)
+    rewards = method.rewards.score(batch, everything)
     assert best(rewards) == wanted
     method.bank.put(batch.rows, {"reward": rewards}, 40)
-    assert best(method._inner_products(batch, anew=True)) != wanted
+    assert best(method.search.scores(batch)) != wanted
     taught("retriever", method.distil_loss, 60)
-    assert best(method._inner_products(batch, anew=True)) == wanted
+    assert best(method.search.scores(batch)) == wanted

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from lightning_rag.backbones.config import EncoderConfig, GeneratorConfig
 from lightning_rag.backbones.encoder import build_encoder
-from lightning_rag.methods.base import Method, first_stage_choice
+from lightning_rag.methods.base import Method
+from lightning_rag.methods.choice import first_stage_choice
 from lightning_rag.methods.optimization import OptimizerConfig
 from lightning_rag.methods.phase import Phase
 from lightning_rag.types import LossTerms, RagBatch, Retrieved
