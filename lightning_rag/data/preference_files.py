@@ -12,8 +12,9 @@ their preferences in the same order: any finite numbers, larger is better; RUIE'
 log-likelihood of the answer's tokens given that one demonstration. Candidates that are not named
 were not scored. Other fields are not read.
 
-`write_requests` writes the same lines for another program to score, with `prompts` and a `target`
-instead of `scores`; the program adds the scores, and may leave the rest as it is.
+`write_requests` (the command `request`) writes the same lines for another program to
+score, with `prompts` and a `target` instead of `scores`; the program adds the scores, and may leave
+the rest as it is.
 """
 
 from __future__ import annotations

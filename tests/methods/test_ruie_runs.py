@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import sys
 from pathlib import Path
@@ -126,6 +127,65 @@ def test_preferences_of_a_file_are_those_that_were_computed(tmp_path: Path) -> N
     one, other = (found(tmp_path / name, "summary.json") for name in ("a", "b"))
     assert one["estimates"] == other["estimates"]
     assert "tokens/generator/estimate" not in other["cost"]["reward"]
+
+
+def test_requests_are_for_the_candidates_that_a_run_scores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With what another program needs to score them, and without a model."""
+    requests, scored = tmp_path / "new" / "requests.jsonl.gz", tmp_path / "preferences.jsonl.gz"
+    drawn = ("--model.subsample=3", "--seed_everything=5")
+    short = ("--model.reward_steps=1", "--model.distil_steps=1", "--evaluate=false")
+    assert cli.main([*arguments(tmp_path, *drawn, *short, f"--model.preferences_to={scored}")]) == 0
+    for place in ("base.build_generator", "ruie.build_encoder", "ruie.build_cross_encoder"):
+        monkeypatch.setattr(f"lightning_rag.methods.{place}", None)
+    flags = (*drawn, f"--output={requests}")
+    assert cli.main([*arguments(tmp_path, *flags, command="request")]) == 0
+    asked, found = (
+        [json.loads(line) for line in gzip.decompress(path.read_bytes()).decode().splitlines()]
+        for path in (requests, scored)
+    )
+    assert [(one["query"], one["passages"]) for one in asked] == [
+        (one["query"], one["passages"]) for one in found
+    ]
+    assert [len(one["prompts"]) for one in asked] == [3] * 16
+    for one in asked:
+        assert one["target"].startswith(" ")
+        assert all(prompt.endswith("Answer:") for prompt in one["prompts"])
+        assert len(set(one["prompts"])) == 3
+
+
+@pytest.mark.parametrize(
+    ("flags", "method", "message"),
+    [
+        ((), "rag4re", "Rag4re learns from no preferences; legal: a method that does"),
+        (("--model.tagged_preferences=true",), "ruie", "model.tagged_preferences is true; legal"),
+        (("--data.num_candidates=0",), "ruie", "num_candidates"),
+    ],
+)
+def test_requests_that_cannot_be_made(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    flags: tuple[str, ...],
+    method: str,
+    message: str,
+) -> None:
+    output = tmp_path / "requests.jsonl"
+    words = arguments(tmp_path, *flags, f"--output={output}", command="request", method=method)
+    assert cli.main(words) == 1
+    assert message in capsys.readouterr().err
+    assert not output.exists()
+
+
+def test_requests_need_a_file_to_go_to(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for flags, message in (
+        ((), "the following arguments are required: --output"),
+        (("--output=a", "--model.subsampel=3"), "subsampel"),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            cli.main([*arguments(tmp_path, *flags, command="request")])
+        assert ended.value.code == 2
+        assert message in capsys.readouterr().err
 
 
 def test_a_rehearsal_writes_no_preferences(tmp_path: Path) -> None:
