@@ -40,12 +40,13 @@ class RunFiles(Callback):
 
     `metrics.json` holds the validation curve (`validation`: step, phase and metrics of every
     validation) and the test metrics (`test`). `summary.json` holds method, task, seed, the hash of
-    the configuration, the hashes of the data, the phases and the groups that they train
-    (`trained`), their cost, the figures of their estimates (null = not finite), how stale an index
-    was when training refreshed it (`staleness`), the point of the curve whose weights were kept
-    (`validation`), and under `fit` and `test` when, where and with which code each was run. Its
-    `metrics` says which metric selects models (`monitor`), of which version the figures are, and
-    how they come out of the `counts` of `predictions.jsonl` (`aggregations`, of those that do).
+    the configuration, the hashes of the data, the phases and the groups that learned in those that
+    took a step (`trained`), their cost, the figures of their estimates (null = not finite), how
+    stale an index was when training refreshed it (`staleness`), the point of the curve whose
+    weights were kept (`validation`), and under `fit` and `test` when, where and with which code
+    each was run. Its `metrics` says which metric selects models (`monitor`), of which version the
+    figures are, and how they come out of the `counts` of `predictions.jsonl` (`aggregations`, of
+    those that do).
     What ended the training is `stopped_by`, and `budget` what it had cost by then (see `Budget`).
 
     Args:
@@ -131,6 +132,7 @@ class RunFiles(Callback):
             "truncated_texts": dict(truncated),
             "processes": trainer.world_size,
         }
+        taken = [phase for phase in method.schedule if phase.name in method.learned]
         facts: dict[str, Json] = {
             "method": type(method).__name__,
             "task": type(method.data.task).__name__,
@@ -138,7 +140,7 @@ class RunFiles(Callback):
             "configuration": self.configuration,
             "data": method.data.summary(),
             "phases": [phase.name for phase in method.schedule],
-            "trained": [*sorted({name for phase in method.schedule for name in phase.trains})],
+            "trained": [*sorted({name for phase in taken for name in phase.trains})],
             "parameters": {
                 name: sum(p.numel() for p in group.parameters())
                 for name, group in method.groups().items()

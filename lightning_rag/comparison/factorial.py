@@ -56,7 +56,8 @@ def squares(systems: Sequence[System]) -> list[Square]:
 
     The cells of variant v are v, v-trained-both, v-frozen-retriever, v-frozen-generator and
     v-frozen-both, of one experiment; v itself is the cell with both trained, or, if no phase of it
-    trains the generator, that with the generator frozen. They may be of other methods than v, as
+    trained the generator, that with the generator frozen, or, if nothing was trained, with both
+    frozen. They may be of other methods than v, as
     the controls of some methods are; where two methods have equal variants, each has the cells of
     its own method.
     """
@@ -129,8 +130,9 @@ def _cell(run: Run) -> tuple[str, str]:
         if run.variant.endswith(suffix):
             return cell, run.variant.removesuffix(suffix)
     trained = run.summary.get("trained")
-    frozen = isinstance(trained, list) and trained and "generator" not in trained
-    return TF if frozen else TT, run.variant
+    if not isinstance(trained, list) or "generator" in trained:
+        return TT, run.variant
+    return TF if trained else FF, run.variant
 
 
 def _parted(members: Sequence[tuple[str, System]]) -> Iterator[list[tuple[str, System]]]:

@@ -116,6 +116,42 @@ def test_a_test_alone_is_of_the_weights_of_another_run(tmp_path: Path) -> None:
     assert answers("same", "ruie")[0] == answers("default", "ruie")[0]
 
 
+def test_what_was_trained_is_what_took_a_step(tmp_path: Path) -> None:
+    """Not what the phases would train: a test alone, a phase that was never reached."""
+
+    def trained(variant: str) -> list[str]:
+        run = tmp_path / "runs" / "default" / "synthetic_questions" / "dro" / variant / "seed=0"
+        content = json.loads((run / "summary.json").read_text(encoding="utf-8"))
+        assert content["phases"] == ["warm_up", "em_1"]
+        found: list[str] = content["trained"]
+        return found
+
+    dro = ("--model.iterations=1", "--model.num_samples=2", "--model.train_generator=false")
+    short = (*dro, "--model.warm_up_epochs=1")
+    assert fit(tmp_path, "dro", *short, "--variant=none", command="test") == 0
+    assert trained("none") == []
+    assert fit(tmp_path, "dro", *short, "--evaluate=true") == 0
+    assert trained("default") == ["generator", "selector"]
+    (best,) = (path for path in tmp_path.rglob("best.ckpt") if "default" in path.parts)
+    begun = f"--initial_weights={best}"
+    assert fit(tmp_path, "dro", *short, begun, "--variant=begun", command="test") == 0
+    assert trained("begun") == []
+    of_it = f"--ckpt_path={best}"
+    assert fit(tmp_path, "dro", *short, of_it, "--variant=given", command="test") == 0
+    assert trained("given") == ["generator", "selector"]
+
+
+def test_phases_that_were_not_reached_have_trained_nothing(tmp_path: Path) -> None:
+    """RUIE's reader comes last: cut before it, the generator is what it was."""
+    cut = ("--model.reader_epochs=1", "--model.distil_steps=1", "--model.reward_steps=1")
+    flags = (*cut, "--data.num_candidates=8", "--model.decoding=options", "--trainer.max_steps=1")
+    assert fit(tmp_path, "ruie", *flags, epochs="distil_") == 0
+    (path,) = tmp_path.rglob("summary.json")
+    content = json.loads(path.read_text(encoding="utf-8"))
+    assert content["phases"] == ["reward", "distil", "reader"]
+    assert content["trained"] == ["reward"]
+
+
 def test_bad_initial_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert fit(tmp_path, "no_retrieval", f"--initial_weights={tmp_path / 'none.ckpt'}") == 1
     assert "initial_weights: there is no checkpoint" in capsys.readouterr().err
