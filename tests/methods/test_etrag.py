@@ -479,6 +479,67 @@ def test_the_two_relaxations_differ_from_the_second_neighbour_on(relations: RagD
     assert (weights["etrag"] - weights["n3"])[:, 1].abs().max() > 0.01
 
 
+@pytest.mark.parametrize("monitor", ["loss", "task"])
+def test_a_validation_retrieves_once(
+    monitor: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For loss and answers together: 16 queries in batches of 8, in two validations."""
+    monkeypatch.setattr(sys, "argv", ["lightning_rag"])
+    seen: list[int] = []
+    retrieve, step = Etrag.retrieve, Etrag.validation_step
+
+    def counted(self: Etrag, batch: RagBatch, k: int) -> Retrieved:
+        seen.append(k)
+        return retrieve(self, batch, k)
+
+    def watched(self: Etrag, batch: RagBatch, batch_idx: int) -> Any:
+        before = len(seen)
+        found = step(self, batch, batch_idx)
+        retrieved_in.append(len(seen) - before)
+        return found
+
+    retrieved_in: list[int] = []
+    monkeypatch.setattr(Etrag, "retrieve", counted)
+    monkeypatch.setattr(Etrag, "validation_step", watched)
+    switches = (f"--model.monitor={monitor}", "--model.epochs=2", "--data.eval_batch_size=8")
+    assert cli.main(command(tmp_path, *switches)) == 0
+    assert retrieved_in == [1] * 4
+    (path,) = tmp_path.rglob("metrics.json")
+    points = json.loads(path.read_text(encoding="utf-8"))["validation"]
+    assert [("loss" in point, "accuracy" in point) for point in points] == [
+        (monitor == "loss", True)
+    ] * 2
+
+
+def test_the_loss_of_a_validation_is_of_what_it_answers_from(relations: RagDataModule) -> None:
+    """Kept within the step alone: the next batch, and a training step, retrieve for themselves."""
+    method = attached(relations, k=2, monitor="loss").eval()
+    first, second = batch_of(relations), relations.queries("train").batch(range(6, 12))
+    with method._retrieving_once():
+        once = method.retrieve_once(first)
+        assert method.retrieve_once(first) is once
+    assert method.retrieve_once(first) is not once
+    with method._retrieving_once():
+        assert not torch.equal(method.retrieve_once(second).scores, once.scores)
+
+
+def test_tokens_through_a_frozen_generator_are_known(relations: RagDataModule) -> None:
+    """Those that the gradient of the soft prompt passes; none in evaluation, none without it."""
+    method = attached(relations, k=2, train_generator=False)
+    method.generator.requires_grad_(False)
+    method.loss(batch_of(relations)).total.backward()
+    generator, retriever = method.generator, method.retriever
+    assert generator.differentiated == generator.tokens > 0
+    assert 0 < retriever.differentiated < retriever.tokens  # the index was made without gradient
+    with torch.no_grad():
+        method.eval().loss(batch_of(relations))
+    assert generator.differentiated == generator.tokens / 2
+    plain = attached(relations, k=0)
+    plain.generator.requires_grad_(False)
+    plain.loss(batch_of(relations))
+    assert plain.generator.differentiated == 0 < plain.generator.tokens
+
+
 @pytest.mark.parametrize("data", ["synthetic_relations", "synthetic_questions"])
 def test_a_run_from_the_command_line(
     data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
