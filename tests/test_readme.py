@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 
@@ -143,3 +144,16 @@ def test_dro_on_made_up_questions(here: Path) -> None:
     assert cli.main([*arguments(command), *SMALL, *sizes, *short]) == 0
     (summary,) = (here / "runs").rglob("summary.json")
     assert "success@1/selector" in json.loads(summary.read_text())["estimates"]["em_1"]
+
+
+def test_the_tables_of_results_are_those_of_the_comparisons() -> None:
+    """Written anew, they are what stands there: figures of results are not copied by hand."""
+    script = REPOSITORY / "experiments" / "study.py"
+    done = subprocess.run(
+        [sys.executable, str(script), "--check"], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    written = README.split("<!-- written by experiments/study.py -->")[1].split("<!-- until")[0]
+    assert "| `rag4re` | 67.6 |" in written
+    pictures = re.findall(r"\]\(([^)]*\.svg)\)", written)
+    assert pictures and all((REPOSITORY / picture).is_file() for picture in pictures)
