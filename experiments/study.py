@@ -3,7 +3,7 @@
     python experiments/study.py            # writes them
     python experiments/study.py --check    # fails if the README says anything else
 
-A comparison is what `python -m lightning_rag.cli compare` wrote; its `comparison.json` alone is read.
+Of a comparison, which `python -m lightning_rag.cli compare` wrote, `comparison.json` alone is read.
 """
 
 from __future__ import annotations

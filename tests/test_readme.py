@@ -156,4 +156,5 @@ def test_the_tables_of_results_are_those_of_the_comparisons() -> None:
     written = README.split("<!-- written by experiments/study.py -->")[1].split("<!-- until")[0]
     assert "| `rag4re` | 67.6 |" in written
     pictures = re.findall(r"\]\(([^)]*\.svg)\)", written)
-    assert pictures and all((REPOSITORY / picture).is_file() for picture in pictures)
+    assert pictures
+    assert all((REPOSITORY / picture).is_file() for picture in pictures)
