@@ -93,6 +93,13 @@ def size_of(folder: Path, pattern: str) -> int:
 
 Row = dict[str, float]
 REPORT: dict[str, Row] = {}
+OUTPUT: list[Path] = []
+
+
+def save() -> None:
+    """Write what has been measured so far: a long run may be killed."""
+    for path in OUTPUT:
+        path.write_text(json.dumps(REPORT, indent=1) + "\n", encoding="utf-8")
 
 
 @contextmanager
@@ -106,6 +113,7 @@ def measured(name: str, room: Room | None = None) -> Iterator[Row]:
     if room is not None:
         row |= {"disk_told": room.disk, "memory_told": room.memory}
     REPORT[name] = row
+    save()
     print(name, json.dumps({key: round(value, 4) for key, value in row.items()}), flush=True)
 
 
@@ -284,17 +292,19 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=None, help="JSON of the figures")
     parser.add_argument("--beside-memory", action="store_true")
     parser.add_argument("--encoders", action="store_true")
+    parser.add_argument("--corpus", type=Path, default=None, help="of a former run")
     given = parser.parse_args()
+    OUTPUT.extend([given.output] if given.output else [])
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     shutil.rmtree(given.folder, ignore_errors=True)
     given.folder.mkdir(parents=True)
     load, start = os.getloadavg()[0], time.perf_counter()
-    corpus = given.folder / "corpus.tsv"
-    with measured("corpus: make up"):
-        write_corpus(corpus, given.passages)
+    corpus = given.corpus or given.folder / "corpus.tsv"
+    if given.corpus is None:
+        with measured("corpus: make up"):
+            write_corpus(corpus, given.passages)
     store = passages(corpus, given.folder)
     texts = queries_of(store, given.queries)
-    # Texts alone, without titles: what the bags of words know.
     keys = Keys(store.passages, lambda passage: Rendered(passage.text))
     task_work(store, texts)
     bm25(given.folder, keys, texts)
@@ -304,7 +314,7 @@ def main() -> None:
     if given.beside_memory:
         in_memory(corpus, texts, given.folder)
     total: Row = {"seconds": time.perf_counter() - start, "load_before": load}
-    total |= {"load_after": os.getloadavg()[0], "passages": given.passages}
+    total |= {"load_after": os.getloadavg()[0], "passages": len(store)}
     total |= {
         "cpu": time.process_time(),
         "corpus_bytes": corpus.stat().st_size,
@@ -312,8 +322,7 @@ def main() -> None:
     }
     REPORT["total"] = total
     print("total", total)
-    if given.output is not None:
-        given.output.write_text(json.dumps(REPORT, indent=1) + "\n", encoding="utf-8")
+    save()
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ WORDS, LENGTHS, HOLDING = "words.json", "lengths.npy", "holding.npy"
 PARTS = ("words", "starts", "rows", "counts")
 # Bytes of memory: a word of a passage while its block is counted; a distinct word in the
 # dictionary; a passage while a query is scored and ranked.
-PER_WORD, PER_DISTINCT, PER_SCORE = 60, 150, 32
+PER_WORD, PER_DISTINCT, PER_SCORE = 110, 150, 32
 LONG = 10.0  # seconds between two lines of progress
 
 
