@@ -42,13 +42,14 @@ NF4 = "--generator.quantization={type: nf4, double: true, compute: auto}"
 TUNINGS = {"full": (), "lora": (ADAPTERS,), "qlora": (ADAPTERS, NF4)}
 # (generator, whether adapters learn) -> learning rates
 RATES = {
-    ("decoder", False): {"generator": 3e-4},
+    ("decoder", False): {"generator": 1e-3},
     ("decoder", True): {"generator": 1e-3},
     ("warm", False): {"generator.model.encoder": 7e-5, "generator.model.decoder": 5e-4},
     ("warm", True): {"generator.model.encoder": 5e-4, "generator.model.decoder": 5e-4},
 }
 DECODER = ("--generator.architecture=decoder-only", "--generator.decoder_layers=null")
 TINY = "--generator.tiny={vocab_size: 4000, hidden_size: 256, layers: 4, heads: 8, dropout: 0.1}"
+EPOCHS = {"decoder": "--model.epochs=16", "warm": "--model.epochs=10"}
 METRICS = ("f1", "micro19_f1", "negative_f1", "accuracy", "success@1")
 REHEARSAL = (
     *("--data.fraction=0.005", "--data.validation_size=24", "--data.test_size=24"),
@@ -87,13 +88,13 @@ class Experiment:
             common=(
                 *("--data.fraction=0.1", "--data.validation_size=400"),
                 "--data.task.init_args.published_metrics=true",
-                *("--model.epochs=10", "--trainer.check_val_every_n_epoch=2"),
+                "--trainer.check_val_every_n_epoch=2",
             ),
         )
 
     def general(self, seed: int) -> Run:
         """Return the training on FewRel that makes a seed's general decoder."""
-        given = ("--generator.source=tiny", *DECODER, TINY, "--model.k=0", "--model.epochs=5")
+        given = ("--generator.source=tiny", *DECODER, TINY, "--model.k=0", "--model.epochs=2")
         return Run("rag4re", "general", seed, (*given, rates("decoder", True), *self.few))
 
     def folder(self, seed: int) -> Path:
@@ -127,6 +128,7 @@ class Experiment:
             *self._source(generator, seed),
             *TUNINGS[tuning],
             rates(generator, tuning != "full"),
+            EPOCHS[generator],
         )
         variant = f"{generator}-{tuning}-{trained}"
         fitted = Run("rag4re", variant, seed, (*arguments, PROMPTS[trained], *self.few))
