@@ -13,7 +13,6 @@ import sys
 import warnings
 import zipfile
 from collections.abc import Sequence
-from datetime import timedelta
 from pathlib import Path
 from typing import NoReturn
 
@@ -29,7 +28,6 @@ from lightning.pytorch.cli import (
     SaveConfigCallback,
 )
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf.errors import OmegaConfBaseException
 
@@ -46,6 +44,7 @@ from lightning_rag.callbacks.run_files import RunFiles
 from lightning_rag.comparison.command import main as compare
 from lightning_rag.configuration import configuration_hash, hyper_parameters, weights_name
 from lightning_rag.data.datamodule import RagDataModule
+from lightning_rag.devices import DATA_PARALLEL, HALVES, HalfWeights, data_parallel
 from lightning_rag.errors import UserError
 from lightning_rag.export import export
 from lightning_rag.methods.base import Method
@@ -53,11 +52,6 @@ from lightning_rag.methods.optimization import OptimizerConfig
 from lightning_rag.methods.preferences import request_preferences
 
 TRACEBACK = "LIGHTNING_RAG_TRACEBACK"
-# Names of a trainer's strategy that mean that each process holds the whole models.
-DATA_PARALLEL = ("auto", "ddp", "ddp_find_unused_parameters_true")
-# So long one process waits for another: candidates are computed by one, and an estimate's shares
-# take different times. One that dies is noticed at once.
-PATIENCE = timedelta(hours=6)
 
 log = logging.getLogger(__name__)
 
@@ -182,12 +176,17 @@ class RagCLI(LightningCLI):
         if not rehearsed and config.trainer.enable_checkpointing is not False:
             callbacks.append(ResumePoint(folder / "checkpoints", config.checkpoint_every))
         kwargs["callbacks"] = callbacks
+        if config.trainer.precision in HALVES and config.trainer.strategy in DATA_PARALLEL:
+            given = self.config_init[self.subcommand].trainer.plugins or []
+            half = HalfWeights(config.trainer.precision)
+            kwargs["precision"] = None
+            kwargs["plugins"] = [*(given if isinstance(given, list) else [given]), half]
         kwargs["use_distributed_sampler"] = False  # the data module shares its batches out itself
         try:
             trainer = super().instantiate_trainer(**kwargs)
             if trainer.world_size > 1 and config.trainer.strategy in DATA_PARALLEL:
                 # Which devices there are, and so how many processes, the trainer alone knows.
-                kwargs["strategy"] = _strategy(config.trainer.strategy)
+                kwargs["strategy"] = data_parallel(config.trainer.strategy)
                 trainer = super().instantiate_trainer(**kwargs)
             return trainer
         except (ValueError, MisconfigurationException) as error:
@@ -235,18 +234,6 @@ class RunConfig(SaveConfigCallback):
                 # null must be written: it can differ from the default.
                 warnings.simplefilter("ignore", DeprecationWarning)
                 self.parser.save(config, folder / "config.yaml", skip_none=False, overwrite=True)
-
-
-def _strategy(name: str) -> DDPStrategy:
-    """Return the strategy of several processes that a name stands for.
-
-    Phases freeze parameters, and one that learns in a later phase has no gradient in an earlier
-    one: by default the processes ask each other in every step which parameters were used. Buffers
-    are no part of it: each process refreshes its index itself.
-    """
-    return DDPStrategy(
-        find_unused_parameters=name != "ddp", broadcast_buffers=False, timeout=PATIENCE
-    )
 
 
 def run_folder(config: Namespace) -> Path:

@@ -24,6 +24,7 @@ ALLOWED: Mapping[str, set[str]] = {
     "errors": set(),
     "files": {"errors"},
     "configuration": set(),
+    "devices": set(),
     "functional": set(),
     "metrics": {"functional", *LEAVES},
     "tasks": {"functional", "metrics", *LEAVES},
@@ -38,7 +39,7 @@ ALLOWED: Mapping[str, set[str]] = {
     "export": {"backbones", *LEAVES},
     "cli": {
         *("functional", "metrics", "tasks", "data", "backbones", "retrieval", "methods"),
-        *("callbacks", "comparison", "sweep", "export", *LEAVES),
+        *("callbacks", "comparison", "sweep", "export", "devices", *LEAVES),
     },
 }
 # Parts that do without third-party packages other than these.

@@ -21,7 +21,8 @@ def add_decoder(
     Its word embeddings, and the output layer tied to them, start as a copy of the encoder's:
     fresh ones would have to learn the vocabulary from the few targets (Rothe et al. 2020,
     "Leveraging Pre-trained Checkpoints", warm-start both sides for the same reason). The rest is
-    drawn from torch's global random generator. Parameters begin with "encoder." or "decoder.".
+    drawn from torch's global random generator, and in the encoder's precision. Parameters begin
+    with "encoder." or "decoder.".
 
     Args:
         encoder: a pretrained encoder.
@@ -58,6 +59,7 @@ def add_decoder(
     decoder = BertLMHeadModel(config)
     with torch.no_grad():
         input_embeddings(decoder).weight.copy_(embeddings)
+    decoder.to(embeddings.dtype)  # type: ignore[arg-type]  # what it attends to is in that precision
     model = EncoderDecoderModel(encoder=encoder, decoder=decoder)
     for settings in (model.config, model.generation_config):
         settings.decoder_start_token_id = start
