@@ -255,8 +255,7 @@ def in_memory(corpus: Path, texts: Sequence[str], folder: Path) -> None:
         mine = [index.scores(query) for query in words[:50]]
     row["queries"] = 50
     (entry,) = folder.glob("bm25-*[!k]")
-    blocks = len(list(entry.glob("block-*-rows.npy")))
-    disk = bm25_folder.BM25Folder(entry, blocks, k1=1.2, b=0.75, method="lucene")
+    disk = bm25_folder.BM25Folder(entry, k1=1.2, b=0.75, method="lucene")
     with measured("on disk: BM25, scores") as row:
         theirs = [disk.scores(query) for query in words[:50]]
     row["queries"] = 50

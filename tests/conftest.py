@@ -36,6 +36,15 @@ def decode(value: Any) -> Any:
     return SPECIAL.get(value, value) if isinstance(value, str) else value
 
 
+@pytest.fixture
+def open_files() -> Callable[[], int]:
+    """Count the files that this process has open."""
+    place = Path("/proc/self/fd")
+    if not place.is_dir():
+        pytest.skip("needs /proc")
+    return lambda: len(list(place.iterdir()))
+
+
 @pytest.fixture(scope="session")
 def data_root() -> Path:
     """The folder of the real data sets; tests that need it are skipped where it is absent."""

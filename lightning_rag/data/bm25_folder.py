@@ -13,6 +13,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Literal
 
@@ -20,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightning_rag.data.cache import Key
-from lightning_rag.data.folder_entry import entry_name, open_entry, whole_number
+from lightning_rag.data.folder_entry import entry_name, open_entry
 from lightning_rag.data.room import Room, check_room, heaps
 from lightning_rag.errors import DataError
 from lightning_rag.files import Json, write_json
@@ -32,8 +33,11 @@ Variant = Literal["lucene", "robertson", "atire"]
 Cut = Callable[[Sequence[str]], tuple[list[list[int]], list[str]]]
 BLOCK = 50_000  # passages counted at once
 SAMPLE = 2000  # passages that are looked at to tell what is needed
-WORDS, LENGTHS, HOLDING = "words.json", "lengths.npy", "holding.npy"
-PARTS = ("words", "starts", "rows", "counts")
+WORDS, LENGTHS, HOLDING, ENDS = "words.json", "lengths.npy", "holding.npy", "ends.npy"
+# What is known of the blocks, one after the other in a file of each: a mapped file stays open, and
+# a process may often have no more than
+# 1,024 open.
+PARTS = {"words.bin": "<i4", "starts.bin": "<i8", "rows.bin": "<i4", "counts.bin": "<u2"}
 # Bytes of memory: a word of a passage while its block is counted; a distinct word in the
 # dictionary; a passage while a query is scored and ranked.
 PER_WORD, PER_DISTINCT, PER_SCORE = 110, 150, 32
@@ -48,23 +52,24 @@ class BM25Folder:
 
     Args:
         folder: as `bm25_folder` returns it.
-        blocks: how many there are.
         k1: saturation of the term frequency.
         b: strength of the length normalisation, 0 to 1.
         method: variant, as in `BM25Index`.
     """
 
-    def __init__(self, folder: Path, blocks: int, *, k1: float, b: float, method: Variant) -> None:
+    def __init__(self, folder: Path, *, k1: float, b: float, method: Variant) -> None:
         names: list[str] = json.loads((folder / WORDS).read_text(encoding="utf-8"))
         self.vocabulary = {word: number for number, word in enumerate(names)}
         self.k1, self.b, self.method = k1, b, method
         self._holding = np.load(folder / HOLDING)  # (V,) passages with each word
         self._lengths = np.load(folder / LENGTHS, mmap_mode="r")  # (M,) words of each passage
         self._mean = float(self._lengths.mean())
-        self._blocks = [
-            [np.load(_part(folder, number, part), mmap_mode="r") for part in PARTS]
-            for number in range(blocks)
+        ends = np.load(folder / ENDS)  # (blocks, 4) where each ends in its file
+        parts = [
+            np.split(_mapped(folder / name, kind), ends[:-1, column])
+            for column, (name, kind) in enumerate(PARTS.items())
         ]
+        self._blocks = list(zip(*parts, strict=True))
 
     def __len__(self) -> int:
         return len(self._lengths)
@@ -131,6 +136,7 @@ def bm25_folder(
         DataError: a folder that is not what it should be.
         UserError: too little disk.
     """
+    key = {**key, "block": BLOCK}
     entry = parent / entry_name("bm25", key)
 
     def build(place: Path) -> Mapping[str, Json]:
@@ -138,8 +144,8 @@ def bm25_folder(
         check_room("the BM25 index", parent, needed, instead="another --data.cache_dir")
         return _write(place, keys, cut)
 
-    about = open_entry(entry, key, build)
-    return BM25Folder(entry, whole_number(about, "blocks"), k1=k1, b=b, method=method)
+    open_entry(entry, key, build)
+    return BM25Folder(entry, k1=k1, b=b, method=method)
 
 
 def bm25_room(keys: Sequence[str], cut: Cut) -> Room:
@@ -164,24 +170,28 @@ def _write(folder: Path, keys: Sequence[str], cut: Cut) -> Mapping[str, Json]:
     numbers: dict[str, int] = {}
     lengths: list[NDArray[np.int32]] = []
     holding = np.zeros(0, dtype=np.int64)
+    sizes: list[list[int]] = []
     shown = time.monotonic()
-    blocks = 0
-    for blocks, texts in enumerate(_blocks(keys), start=1):
-        words, names = cut(texts)
-        lengths.append(np.array([len(passage) for passage in words], dtype=np.int32))
-        found, starts, rows, counts = _postings(words, names, lengths[-1], numbers)
-        parts: list[NDArray[np.generic]] = [found, starts, rows, counts]
-        for part, values in zip(PARTS, parts, strict=True):
-            np.save(_part(folder, blocks - 1, part), values)
-        holding = np.pad(holding, (0, len(numbers) - len(holding)))
-        holding[found] += np.diff(starts)
-        if time.monotonic() - shown > LONG:
-            shown = time.monotonic()
-            log.info("BM25: %d of %d passages", sum(map(len, lengths)), len(keys))
+    with ExitStack() as stack:
+        files = [stack.enter_context((folder / name).open("wb")) for name in PARTS]
+        for texts in _blocks(keys):
+            words, names = cut(texts)
+            lengths.append(np.array([len(passage) for passage in words], dtype=np.int32))
+            found, starts, rows, counts = _postings(words, names, lengths[-1], numbers)
+            parts: list[NDArray[np.generic]] = [found, starts, rows, counts]
+            for file, kind, values in zip(files, PARTS.values(), parts, strict=True):
+                file.write(values.astype(kind).tobytes())
+            sizes.append([len(values) for values in parts])
+            holding = np.pad(holding, (0, len(numbers) - len(holding)))
+            holding[found] += np.diff(starts)
+            if time.monotonic() - shown > LONG:
+                shown = time.monotonic()
+                log.info("BM25: %d of %d passages", sum(map(len, lengths)), len(keys))
     np.save(folder / LENGTHS, np.concatenate(lengths))
     np.save(folder / HOLDING, holding)
+    np.save(folder / ENDS, np.cumsum(sizes, axis=0))
     write_json(folder / WORDS, list(numbers))
-    return {"blocks": blocks}
+    return {"blocks": len(sizes)}
 
 
 def _postings(
@@ -226,5 +236,6 @@ def _blocks(keys: Iterable[str]) -> Iterator[list[str]]:
         yield block
 
 
-def _part(folder: Path, block: int, part: str) -> Path:
-    return folder / f"block-{block:05d}-{part}.npy"
+def _mapped(path: Path, kind: str) -> NDArray[np.generic]:
+    """Map a file of numbers into memory; one without any cannot be mapped."""
+    return np.asarray(np.memmap(path, kind, "r")) if path.stat().st_size else np.empty(0, kind)

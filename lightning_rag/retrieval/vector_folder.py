@@ -30,7 +30,9 @@ QUERIES = 256  # queries that a block is compared with at once
 
 
 class VectorFolder:
-    """M embeddings in files of `SHARD` each.
+    """M embeddings in files of `SHARD` each, mapped into memory while they are read.
+
+    Not for longer: a mapped file stays open, and a process may often have no more than 1,024 open.
 
     Args:
         folder: as `vector_folder` returns it.
@@ -38,8 +40,7 @@ class VectorFolder:
     """
 
     def __init__(self, folder: Path, size: int) -> None:
-        files = [_shard(folder, number) for number in range(-(-size // SHARD))]
-        self._shards = [np.load(file, mmap_mode="r") for file in files]  # (SHARD, D) each
+        self._folder = folder
         self._size = size
 
     def __len__(self) -> int:
@@ -48,14 +49,14 @@ class VectorFolder:
     @property
     def dimension(self) -> int:
         """D."""
-        return int(self._shards[0].shape[1])
+        return int(next(self._shards())[1].shape[1])
 
     def blocks(self) -> Iterator[tuple[int, Tensor]]:
         """Yield (first row, (n, D) float32 embeddings) of all, in the order of the rows."""
-        for number, shard in enumerate(self._shards):
+        for first, shard in self._shards():
             for start in range(0, len(shard), BLOCK):
                 block = np.array(shard[start : start + BLOCK], dtype=np.float32)
-                yield number * SHARD + start, torch.from_numpy(block)
+                yield first + start, torch.from_numpy(block)
 
     def drawn(self, size: int, seed: int) -> Tensor:
         """Return `size` embeddings drawn without repetition, (size, D) float32; at most all."""
@@ -63,9 +64,14 @@ class VectorFolder:
         rows = np.sort(np.random.default_rng(seed).choice(self._size, size, replace=False))
         found = [
             np.asarray(shard[rows[(rows >= first) & (rows < first + SHARD)] - first], np.float32)
-            for first, shard in zip(range(0, self._size, SHARD), self._shards, strict=True)
+            for first, shard in self._shards()
         ]
         return torch.from_numpy(np.concatenate(found))
+
+    def _shards(self) -> Iterator[tuple[int, NDArray[np.floating]]]:
+        """Yield first row and embeddings (up to SHARD, D) of each file."""
+        for number, first in enumerate(range(0, self._size, SHARD)):
+            yield first, np.load(_shard(self._folder, number), mmap_mode="r")
 
 
 def vector_folder(

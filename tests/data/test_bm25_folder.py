@@ -57,6 +57,23 @@ def test_one_index_serves_every_variant(tmp_path, corpus):
     np.testing.assert_array_equal(other.scores(["w1", "w7"]), expected)
 
 
+def test_blocks_of_another_size_are_another_index(tmp_path, corpus, monkeypatch):
+    found = []
+    for size in (17, 60):
+        monkeypatch.setattr(module, "BLOCK", size)
+        disk = bm25_folder(tmp_path, {}, corpus, cut, k1=1.2, b=0.75, method="lucene")
+        found.append(disk.scores(["w7"]))
+    np.testing.assert_array_equal(*found)
+
+
+def test_few_files_are_open_however_many_blocks(tmp_path, corpus, monkeypatch, open_files):
+    monkeypatch.setattr(module, "BLOCK", 2)
+    before = open_files()
+    disk = bm25_folder(tmp_path, {}, corpus, cut, k1=1.2, b=0.75, method="lucene")
+    assert open_files() - before < 10
+    assert disk.scores(["w0"]).any()
+
+
 def test_search_is_that_in_memory(tmp_path, corpus):
     generator = np.random.default_rng(1)
     queries = [" ".join(f"w{n}" for n in generator.integers(0, 62, 5)) for _ in range(30)]
@@ -87,5 +104,6 @@ def test_the_expected_size_is_near_the_size(tmp_path):
     texts = [" ".join(f"w{n}" for n in generator.zipf(1.3, 60) % 10**6) for _ in range(6000)]
     bm25_folder(tmp_path, {}, texts, cut, k1=1.2, b=0.75, method="lucene")
     found = sum(path.stat().st_size for path in tmp_path.rglob("*.npy"))
+    found += sum(path.stat().st_size for path in tmp_path.rglob("*.bin"))
     found += sum(path.stat().st_size for path in tmp_path.rglob("words.json"))
     assert bm25_room(texts, cut).disk == pytest.approx(found, rel=0.2)

@@ -108,6 +108,15 @@ def test_a_value_that_cannot_be_kept(tmp_path, vectors, kind, value):
         stored(tmp_path, vectors, kind)
 
 
+def test_few_files_are_open_however_many_shards(tmp_path, vectors, monkeypatch, open_files):
+    monkeypatch.setattr(module, "SHARD", 2)
+    before = open_files()
+    found = stored(tmp_path, vectors)
+    assert all(open_files() - before < 10 for _ in found.blocks())
+    assert len(found.drawn(50, seed=0)) == 50
+    assert open_files() - before < 10
+
+
 def test_drawn(tmp_path, vectors):
     found = stored(tmp_path, vectors)
     drawn = found.drawn(100, seed=0)
