@@ -37,10 +37,13 @@ class Dense(FirstStage):
         search_parameters: FAISS search-time parameters, such as "nprobe=16" for an IVF index.
         batch_size: texts encoded at once.
         cache_dir: folder that keeps the embeddings of the passages between runs; None keeps them
-            in this process only. The data module keeps the candidates in either case.
+            in this process only. The data module keeps the candidates in either case. A store on
+            disk keeps its embeddings there, whatever is given.
+        vector_type: how numbers are kept for a store on disk: "float32" (None), or "float16", which
+            takes half the room; of no effect on one in memory.
 
     Raises:
-        UserError: `batch_size` below 1.
+        UserError: `batch_size` below 1, or an unknown `vector_type`.
     """
 
     def __init__(
