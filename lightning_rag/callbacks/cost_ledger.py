@@ -14,6 +14,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
 
+from lightning_rag.backbones.quantization import number_of_weights
 from lightning_rag.functional.processes import process_count, texts_of_all
 from lightning_rag.methods.base import Method, as_method
 from lightning_rag.types import RagBatch
@@ -266,7 +267,7 @@ def _parameters(module: nn.Module, *, learning: bool = False) -> int:
         for parameter in child.parameters()
     }
     return sum(
-        p.numel()
+        number_of_weights(p)
         for p in module.parameters()
         if id(p) not in embeddings and (p.requires_grad or not learning)
     )

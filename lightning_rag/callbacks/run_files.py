@@ -18,6 +18,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from lightning_rag.backbones.quantization import number_of_weights
 from lightning_rag.callbacks.budget import Budget
 from lightning_rag.callbacks.cost_ledger import CostLedger
 from lightning_rag.callbacks.dashboard import write_hyper_parameters
@@ -142,7 +143,7 @@ class RunFiles(Callback):
             "phases": [phase.name for phase in method.schedule],
             "trained": [*sorted({name for phase in taken for name in phase.trains})],
             "parameters": {
-                name: sum(p.numel() for p in group.parameters())
+                name: sum(map(number_of_weights, group.parameters()))
                 for name, group in method.groups().items()
             },
         }

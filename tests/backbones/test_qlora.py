@@ -2,6 +2,7 @@
 
 import copy
 import io
+import json
 import os
 import signal
 import subprocess
@@ -426,3 +427,8 @@ def test_killed_and_resumed_ends_with_the_same_weights(folders, tmp_path):
         assert states[0].keys() == states[1].keys()
         assert all("lora_" in key for key in states[0] if not key.endswith("_extra_state"))
         assert all(torch.equal(weight, states[1][key]) for key, weight in states[0].items())
+    # Its files count a 4-bit weight as the value that it stands for, not as half a byte.
+    config = GeneratorConfig(source=str(folders / "t5"), lora=LORA)
+    expected = sum(p.numel() for p in build_generator(config, []).parameters())
+    (summary,) = (tmp_path / "whole").rglob("summary.json")
+    assert json.loads(summary.read_text())["parameters"]["generator"] == expected
