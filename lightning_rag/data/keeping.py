@@ -82,7 +82,7 @@ def _streamed(corpus: Corpus, folder: Path) -> PassageStore:
     key = {**corpus.chosen, "file": str(corpus.file.resolve())}
     key |= {"bytes": file.st_size, "changed": file.st_mtime_ns}
     packed = corpus.file.suffix == ".gz"
-    size = round(file.st_size * (PACKED if packed else 1.0))
+    size = round(file.st_size * (PACKED if packed else 1.0) * corpus.share)
     store = PassageStore(passage_folder(folder, key, corpus.read, size))
     check_gold(corpus, store)
     return store

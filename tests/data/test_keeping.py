@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -142,6 +143,23 @@ def test_dpr(root: Path, share: float) -> None:
     for store in ("memory", "disk"):
         with pytest.raises(DataError, match=r"psgs\.tsv: 1 of 40 passages .* missing, first '777'"):
             module(root, store, reader=reader).setup()
+
+
+def test_what_a_share_needs_is_told(root: Path, caplog) -> None:
+    """A share of the passages, which is what is advised where they are too many."""
+    rows = "".join(f"{n}\t{'Born in Rome. ' * 500}\tT{n}\n" for n in range(300))
+    (root / "psgs.tsv").write_text("id\ttext\ttitle\n" + rows)
+    (root / "train.json").write_text(
+        json.dumps([{"question": f"{n}?", "answers": ["Rome"]} for n in range(9)])
+    )
+    told = []
+    for share in (1.0, 0.1):
+        caplog.clear()
+        with caplog.at_level(logging.INFO):
+            reader = Dpr("psgs.tsv", "train.json", validation_fraction=0.2, corpus_share=share)
+            module(root, "disk", reader=reader).setup()
+        told.append(float(re.findall(r"the passage store: about (\S+) MB of disk", caplog.text)[0]))
+    assert told == pytest.approx([2.1, 0.2], abs=0.1)
 
 
 def test_bad_input(root: Path, monkeypatch, caplog) -> None:

@@ -44,6 +44,7 @@ class Corpus:
     # What decides, besides the file, which passages come.
     chosen: Mapping[str, str | int | float | bool]
     gold: frozenset[str]  # ids that the questions name
+    share: float = 1.0  # of the file's passages that come, about
 
 
 class StreamingReader(Reader):

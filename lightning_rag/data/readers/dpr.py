@@ -87,7 +87,7 @@ class Dpr(StreamingReader):
         chosen: dict[str, str | int | float | bool] = {"format": "dpr"}
         if self.corpus_share < 1.0:
             chosen |= {"share": self.corpus_share, "seed": seed, "gold": hash_texts(sorted(gold))}
-        return Splits(*splits), Corpus(passages, path, chosen, gold)
+        return Splits(*splits), Corpus(passages, path, chosen, gold, self.corpus_share)
 
 
 def _questions(path: Path) -> Iterator[Instance]:
