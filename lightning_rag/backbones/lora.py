@@ -17,10 +17,10 @@ from lightning_rag.backbones.config import GeneratorConfig, LoraConfig
 from lightning_rag.backbones.quantization import (
     dequantize,
     is_quantized,
-    number_of_weights,
     prepare_for_training,
 )
 from lightning_rag.errors import UserError
+from lightning_rag.functional.weights import number_of_weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 
 from lightning_rag.backbones.config import GeneratorConfig, QuantizationConfig
 from lightning_rag.errors import UserError
@@ -98,9 +97,3 @@ def dequantize(model: PreTrainedModel) -> None:
     model.dequantize()  # type: ignore[no-untyped-call]
     vars(model.config).pop("_pre_quantization_dtype", None)
     model.to(dtype)  # type: ignore[arg-type]
-
-
-def number_of_weights(weight: Tensor) -> int:
-    """Return the number of values in a tensor, which has two to a byte if it is quantised."""
-    state = getattr(weight, "quant_state", None)
-    return weight.numel() if state is None else int(torch.Size(state.shape).numel())

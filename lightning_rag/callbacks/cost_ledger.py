@@ -14,8 +14,8 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
 
-from lightning_rag.backbones.quantization import number_of_weights
 from lightning_rag.functional.processes import process_count, texts_of_all
+from lightning_rag.functional.weights import number_of_weights
 from lightning_rag.methods.base import Method, as_method
 from lightning_rag.types import RagBatch
 

@@ -18,7 +18,6 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from lightning_rag.backbones.quantization import number_of_weights
 from lightning_rag.callbacks.budget import Budget
 from lightning_rag.callbacks.cost_ledger import CostLedger
 from lightning_rag.callbacks.dashboard import write_hyper_parameters
@@ -27,6 +26,7 @@ from lightning_rag.callbacks.index_refresh import IndexRefresh
 from lightning_rag.callbacks.phases import PhaseSchedule
 from lightning_rag.files import Json, write_json
 from lightning_rag.functional.processes import summed
+from lightning_rag.functional.weights import number_of_weights
 from lightning_rag.methods.base import Method, as_method
 from lightning_rag.methods.phase import series_of
 from lightning_rag.metrics.counts import METRICS_VERSION

@@ -201,7 +201,7 @@ def test_inputs_that_nothing_shares_go_by_length(generator, prompts):
     assert max(rows * length for rows, length in scored) <= 90
     read = sum(rows * length for rows, length in scored)
     assert read < 1.1 * sum(lengths)  # hardly any padding
-    assert [length for _, length in shapes] == sorted((n for _, n in shapes), reverse=True)
+    assert [length for _, length in scored] == sorted((n for _, n in scored), reverse=True)
 
 
 def test_in_training_with_recomputed_activations(generator, lists, answers):
