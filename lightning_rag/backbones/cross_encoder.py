@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from lightning_rag.backbones.backbone import Backbone, check_length
 from lightning_rag.backbones.config import EncoderConfig
-from lightning_rag.backbones.inputs import Row, length_groups, tokenize
+from lightning_rag.backbones.inputs import Row, in_order, length_groups, tokenize, way_back
 from lightning_rag.backbones.prepare import prepare
 from lightning_rag.backbones.sources import load_cross_encoder, load_tokenizer
 from lightning_rag.backbones.tiny import tiny_cross_encoder, train_tokenizer
@@ -88,8 +88,7 @@ class CrossEncoder(Backbone):
             else:
                 logits.append(self._logits(*inputs))
         self._differentiate(since, *logits)
-        back = torch.tensor([i for group in groups for i in group], device=self.device).argsort()
-        return torch.cat(logits)[back]
+        return in_order(logits, way_back(groups, self.device))
 
     def _logits(self, ids: Tensor, mask: Tensor, segments: Tensor) -> Tensor:
         """Score padded pairs (P, L), each of the three: logits (P,) in float32."""

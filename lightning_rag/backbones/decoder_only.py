@@ -158,8 +158,11 @@ class DecoderOnlyGenerator(Generator):
     ) -> Tensor:
         """Return the logits (N, V) that predict token `steps[n]` of the answer of `rows[n]`."""
         lengths = [sum(len(t.text) for t in (one.query, *one.passages)) for one in prompts]
+        groups = length_groups(lengths, self.device)
+        if len(groups) == 1:
+            return self._padded_logits(prompts, answers, rows, steps, soft_prompt)
         logits, places = [], []
-        for group in length_groups(lengths, self.device):
+        for group in groups:
             number = torch.full((len(prompts),), -1, device=self.device)
             chosen = torch.tensor(group, device=self.device)
             number[chosen] = torch.arange(len(group), device=self.device)

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize, pad
+from torch.nn.functional import normalize
 from torch.utils.checkpoint import checkpoint
 
 from lightning_rag.backbones.backbone import Backbone, check_length
 from lightning_rag.backbones.config import EncoderConfig, Role
-from lightning_rag.backbones.inputs import Padded, Row, length_groups, tokenize
+from lightning_rag.backbones.inputs import Padded, Row, in_order, length_groups, tokenize, way_back
 from lightning_rag.backbones.prepare import prepare
 from lightning_rag.backbones.sentence_folder import read_folder
 from lightning_rag.backbones.sources import load_model, load_tokenizer, resolve
@@ -200,19 +200,17 @@ class Encoder(Backbone):
             ids = [*self.layout.prefix, *piece.ids, *self.layout.suffix]
             rows.append(Row(ids, [0] * len(ids)))
         groups = length_groups([len(row.ids) for row in rows], self.device)
-        order = torch.tensor([i for group in groups for i in group], device=self.device)
-        return _Inputs([self._pad([rows[i] for i in group]) for group in groups], order.argsort())
+        padded = [self._pad([rows[i] for i in group]) for group in groups]
+        return _Inputs(padded, way_back(groups, self.device))
 
     def _states(self, inputs: _Inputs) -> tuple[Tensor, Tensor]:
         """Return the last hidden states (B, L, D) and the mask (B, L)."""
-        longest = max(group.ids.shape[1] for group in inputs.groups)
-        states, masks = [], []
-        for group in inputs.groups:
-            output = self.model(input_ids=group.ids, attention_mask=group.mask)
-            missing = longest - group.ids.shape[1]
-            states.append(pad(output.last_hidden_state, (0, 0, 0, missing)))  # (group, L, D)
-            masks.append(pad(group.mask, (0, missing)))
-        return torch.cat(states)[inputs.back], torch.cat(masks)[inputs.back]
+        states = [
+            self.model(input_ids=group.ids, attention_mask=group.mask).last_hidden_state
+            for group in inputs.groups
+        ]  # (group, L, D)
+        masks = [group.mask for group in inputs.groups]
+        return in_order(states, inputs.back), in_order(masks, inputs.back)
 
     def _span_tokens(self, piece: Piece, name: str) -> list[int]:
         """Return the columns of a span's tokens in the padded batch."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad as zeros_behind
 
 from lightning_rag.backbones.truncation import Piece
 from lightning_rag.types import Rendered
@@ -78,6 +79,31 @@ def length_groups(
         return [list(range(len(lengths)))]
     order = sorted(range(len(lengths)), key=lengths.__getitem__)
     return [order[start : start + size] for start in range(0, len(order), size)]
+
+
+def way_back(groups: Sequence[Sequence[int]], device: torch.device) -> Tensor:
+    """Return the place (inputs,) of each input among the rows of all groups."""
+    return torch.tensor([i for group in groups for i in group], device=device).argsort()
+
+
+def in_order(parts: Sequence[Tensor], back: Tensor) -> Tensor:
+    """Join what a model made of groups, in the order of the inputs.
+
+    Args:
+        parts: for each group a tensor (inputs of the group, ...). A length in the second dimension
+            may differ between them; shorter ones get zeros behind.
+        back: (inputs,) as `way_back` returns it.
+
+    Returns:
+        (inputs, ...).
+    """
+    if len(parts) == 1:  # a single group is in the order given: nothing has to be copied
+        return parts[0]
+    if parts[0].dim() > 1:
+        longest = max(part.shape[1] for part in parts)
+        others = (0, 0) * (parts[0].dim() - 2)
+        parts = [zeros_behind(part, (*others, 0, longest - part.shape[1])) for part in parts]
+    return torch.cat(list(parts))[back]
 
 
 def text_key(text: Rendered) -> tuple[object, ...]:

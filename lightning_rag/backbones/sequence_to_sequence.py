@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 
 from lightning_rag.backbones.backbone import check_length
@@ -21,9 +20,11 @@ from lightning_rag.backbones.inputs import (
     Layout,
     Row,
     RowKey,
+    in_order,
     input_embeddings,
     length_groups,
     place_soft_prompt,
+    way_back,
 )
 from lightning_rag.backbones.prefixes import within_budget
 from lightning_rag.backbones.scoring import logits_at
@@ -271,14 +272,12 @@ class SequenceToSequenceGenerator(Generator):
         groups = length_groups(lengths, self.device)
         states, masks = [], []
         for group in groups:
-            places = torch.tensor(group, device=self.device)
-            soft = None if soft_prompt is None else soft_prompt[places]
+            soft = None if soft_prompt is None else soft_prompt[group]
             output, mask = self._padded_states([rows[i] for i in group], soft)
-            missing = max(lengths) - mask.shape[1]
-            states.append(pad(output, (0, 0, 0, missing)))  # (group, L, D)
-            masks.append(pad(mask, (0, missing)))
-        back = torch.tensor([i for group in groups for i in group], device=self.device).argsort()
-        return torch.cat(states)[back], torch.cat(masks)[back]
+            states.append(output)  # (group, L, D)
+            masks.append(mask)
+        back = way_back(groups, self.device)
+        return in_order(states, back), in_order(masks, back)
 
     def _padded_states(
         self, rows: Sequence[Row], soft_prompt: Tensor | None

@@ -35,8 +35,7 @@ BLOCK = 50_000  # passages counted at once
 SAMPLE = 2000  # passages that are looked at to tell what is needed
 WORDS, LENGTHS, HOLDING, ENDS = "words.json", "lengths.npy", "holding.npy", "ends.npy"
 # What is known of the blocks, one after the other in a file of each: a mapped file stays open, and
-# a process may often have no more than
-# 1,024 open.
+# a process may often have no more than 1,024 of them.
 PARTS = {"words.bin": "<i4", "starts.bin": "<i8", "rows.bin": "<i4", "counts.bin": "<u2"}
 # Bytes of memory: a word of a passage while its block is counted; a distinct word in the
 # dictionary; a passage while a query is scored and ranked.
